@@ -1,0 +1,65 @@
+"""The few collectives that the trainer itself needs; with one process they are the identity."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's rank: from the process group, else from torchrun's variables, else 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """True on rank 0, which prints and writes."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """The device of this rank: cuda:LOCAL_RANK where there is CUDA, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Elementwise sum over all ranks; every rank gets the result. The input is left as it is."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values.clone()
+    total = values.detach().clone()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total
+
+
+def max_over_ranks(value: int) -> int:
+    """Largest of the ranks' values."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    largest = torch.tensor([value], dtype=torch.int64, device=device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small picklable object per rank, in rank order, on every rank (our own processes only)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
