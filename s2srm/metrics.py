@@ -1,0 +1,141 @@
+"""Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from s2srm import distributed
+from s2srm.config import LogConfig
+from s2srm.errors import UserError
+from s2srm.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+
+class RunLogger:
+    """Context manager of one run's numbers and progress; every rank calls it, rank 0 writes.
+
+    output  the run's folder, made by `runs.prepare_output`
+    total   optimiser steps (or PPO phases) of the run
+    title   what the progress bar says
+    Raises UserError where TensorBoard or W&B was asked for and is not installed.
+    """
+
+    def __init__(self, output: Path, cfg: LogConfig, total: int, title: str) -> None:
+        self.output, self.cfg, self.total = Path(output), cfg, total
+        self.last: dict[str, float] = {}
+        """Last finite value of every metric, written or not."""
+        self._bar = ProgressBar(total, title)
+        self._main = distributed.is_main()
+        self._metrics: TextIO | None = None
+        self._samples: TextIO | None = None
+        self._warned: set[str] = set()
+        self._tensorboard = _tensorboard(self.output) if cfg.tensorboard and self._main else None
+        self._wandb = (
+            _wandb(cfg.wandb_project, self.output) if cfg.wandb_project and self._main else None
+        )
+
+    def __enter__(self) -> RunLogger:
+        if self._main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._metrics = (self.output / "metrics.jsonl").open("a", encoding="utf-8")
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+        for file in (self._metrics, self._samples):
+            if file is not None:
+                file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+    def row(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one row of metrics.jsonl: {"step", "time" (Unix seconds), ...values}.
+
+        Steps between multiples of log.every are left out, except the last one and rows that hold
+        an evaluation (a key under `eval/`). NaN and infinities become null, with one warning per
+        name.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        self.last.update(finite)
+        if not self._main or not self._is_due(step, numbers):
+            return
+        for name in numbers.keys() - finite.keys() - self._warned:
+            self._warned.add(name)
+            logger.warning("%s is %s at step %d", name, numbers[name], step)
+        record = {"step": step, "time": round(time.time(), 3)}
+        record |= {name: finite.get(name) for name in numbers}
+        assert self._metrics is not None, "RunLogger.row outside its with-block"
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        if self._tensorboard is not None:
+            for name, value in finite.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            # W&B drops rows whose own step goes back, so the step is an ordinary value.
+            self._wandb.log({"step": step, **finite})
+
+    def advance(self, n: int = 1, tokens: int = 0, **shown: float | str) -> None:
+        """Move the progress bar by n steps; `tokens` (over all ranks) feed its tokens/s."""
+        self._bar.advance(n, tokens, **shown)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to samples.jsonl, each with the step."""
+        if not self._main:
+            return
+        if self._samples is None:
+            self._samples = (self.output / "samples.jsonl").open("a", encoding="utf-8")
+        for row in rows:
+            self._samples.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        self._samples.flush()
+
+    def _is_due(self, step: int, values: Mapping[str, float]) -> bool:
+        return (
+            step % self.cfg.every == 0
+            or step >= self.total
+            or any(name.startswith("eval/") for name in values)
+        )
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that RunLogger wrote; a last line cut short by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What stands after the last newline was never finished.
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _tensorboard(output: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"log.tensorboard: TensorBoard is not installed ({error}); pip install tensorboard"
+        ) from error
+    return SummaryWriter(str(output))
+
+
+def _wandb(project: str, output: Path) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"log.wandb_project: Weights & Biases is not installed ({error}); pip install wandb"
+        ) from error
+    return wandb.init(project=project, dir=str(output), name=output.name)

@@ -1,0 +1,116 @@
+"""A run's folder: made before anything heavy, with the config and the versions that produced it.
+
+Left out: resuming. A folder that holds a run is refused, or replaced when that was asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s2srm import distributed
+from s2srm.config import StageConfig
+from s2srm.errors import UserError
+
+MARKER = "versions.json"
+"""A folder with this file in it holds a run of s2srm."""
+
+_PACKAGES = (
+    "s2srm",
+    "torch",
+    "triton",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "flash-attn",
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a stage hands back: its folder and its last value of every metric."""
+
+    output: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python and of every package that shapes a result; None where not installed.
+
+    Read from the packages' metadata: nothing is imported.
+    """
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def config_to_dict(cfg: Any) -> Any:
+    """Dataclasses, tuples and paths -> what YAML and JSON can hold; the rest as it is."""
+    if dataclasses.is_dataclass(cfg) and not isinstance(cfg, type):
+        return {f.name: config_to_dict(getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
+    if isinstance(cfg, dict):
+        return {key: config_to_dict(value) for key, value in cfg.items()}
+    if isinstance(cfg, list | tuple):
+        return [config_to_dict(value) for value in cfg]
+    return str(cfg) if isinstance(cfg, Path) else cfg
+
+
+def prepare_output(cfg: StageConfig) -> Path:
+    """Make the run's folder on rank 0 and write config.yaml and versions.json into it.
+
+    Raises UserError on every rank of a started process group (before one exists: on rank 0, whose
+    exit ends the others) if `output` is not given, is a file, holds a run and `overwrite` is off,
+    holds something that is not a run, or holds an input of this very run.
+    """
+    output = Path(cfg.output)
+    problem = _prepare(output, cfg) if distributed.is_main() else None
+    problem = distributed.gather_objects(problem)[0]
+    if problem is not None:
+        raise UserError(problem)
+    return output
+
+
+def _prepare(output: Path, cfg: StageConfig) -> str | None:
+    """Do it, or say in one line why not."""
+    if not cfg.output:
+        return "output is missing: the folder for the trained model and its metrics"
+    if output.exists() and not output.is_dir():
+        return f"output: {output} is a file, not a folder"
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / MARKER).is_file():
+            return f"output: {output} is not empty and holds no s2srm run; give another folder"
+        if not cfg.overwrite:
+            return f"output: {output} already holds a run; give another folder or --overwrite true"
+        for where, path in _paths(config_to_dict(cfg)):
+            if where != "output" and path.resolve().is_relative_to(output.resolve()):
+                return f"output: replacing {output} would delete {where}: {path}"
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).write_text(json.dumps(versions(), indent=2) + "\n")
+    (output / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
+    return None
+
+
+def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Every (dotted key, path) of the config whose value names something that exists."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value and Path(value).exists():
+            yield prefix + key, Path(value)
