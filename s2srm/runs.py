@@ -22,7 +22,9 @@ from s2srm.config import StageConfig
 from s2srm.errors import UserError
 
 MARKER = "versions.json"
-"""A folder with this file in it holds a run of s2srm."""
+"""A folder with this file in it belongs to s2srm."""
+_STARTED = {MARKER, "config.yaml"}
+"""A folder with no more than these is a run that stopped before its first step."""
 
 _PACKAGES = (
     "s2srm",
@@ -92,8 +94,9 @@ def _prepare(output: Path, cfg: StageConfig) -> str | None:
         return "output is missing: the folder for the trained model and its metrics"
     if output.exists() and not output.is_dir():
         return f"output: {output} is a file, not a folder"
-    if output.is_dir() and any(output.iterdir()):
-        if not (output / MARKER).is_file():
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
+    if names - _STARTED:
+        if MARKER not in names:
             return f"output: {output} is not empty and holds no s2srm run; give another folder"
         if not cfg.overwrite:
             return f"output: {output} already holds a run; give another folder or --overwrite true"

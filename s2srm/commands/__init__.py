@@ -1,0 +1,1 @@
+"""One module per command; each has `SUMMARY` (one line) and `run(argv) -> None`."""
