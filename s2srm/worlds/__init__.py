@@ -1,0 +1,44 @@
+"""Three miniature generated worlds in which every part of the pipeline can be seen to work.
+
+Each world has a vocabulary, prompts, a noisy writer whose demonstrations make the SFT policy, an
+annotator whose preferences carry a known bias, and a programmatic judge that knows the truth, shares
+no code with the annotator's bias, and trains no method.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from s2srm.errors import UserError
+from s2srm.worlds.base import SPLITS, Gold, Split, World, WorldSizes
+from s2srm.worlds.instructions import InstructionWorld
+from s2srm.worlds.safety import SafetyWorld
+from s2srm.worlds.summarization import SummarizationWorld
+
+__all__ = [
+    "SPLITS",
+    "WORLDS",
+    "Gold",
+    "InstructionWorld",
+    "SafetyWorld",
+    "Split",
+    "SummarizationWorld",
+    "World",
+    "WorldSizes",
+    "get_world",
+]
+
+WORLDS: dict[str, type[World]] = {
+    SafetyWorld.name: SafetyWorld,
+    SummarizationWorld.name: SummarizationWorld,
+    InstructionWorld.name: InstructionWorld,
+}
+"""Name -> class; a class is called without arguments for the world with its stated biases."""
+
+
+def get_world(name: str) -> World:
+    """The world of that name with its default settings; UserError naming the nearest if unknown."""
+    if name not in WORLDS:
+        near = difflib.get_close_matches(name, WORLDS, n=2, cutoff=0.3) or list(WORLDS)
+        raise UserError(f"unknown world {name!r}; did you mean {' or '.join(near)}?")
+    return WORLDS[name]()
