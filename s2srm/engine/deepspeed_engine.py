@@ -1,0 +1,133 @@
+"""DeepSpeed ZeRO, stages 0 to 3, with our loss convention and our optimisers.
+
+DeepSpeed's own habits that are undone here: it clips gradients at 1.0 unless told otherwise,
+averages them over ranks, divides the loss by a fixed number of accumulation steps, looks for MPI
+without torchrun's variables, compiles a shared-memory operator at its first start on a CPU (used
+only by tensor-parallel inference), and logs a page.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2srm import distributed
+from s2srm.config import EngineConfig, OptimConfig
+from s2srm.engine.base import Engine, StepInfo
+from s2srm.engine.optim import build_optimizer, learning_rate
+from s2srm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class DeepSpeedEngine(Engine):
+    """A model under DeepSpeed; `optim` None is a frozen ZeRO-3 inference engine."""
+
+    def __init__(
+        self,
+        factory: Callable[[dict[str, Any] | None], nn.Module],
+        cfg: EngineConfig,
+        optim: OptimConfig | None,
+        total_steps: int,
+    ) -> None:
+        self.deepspeed = import_deepspeed()
+        distributed.start_alone()
+        self.device = distributed.device()
+        self.optim = optim
+        self.total_steps = total_steps
+        self.num_steps = 0
+        self.stage = cfg.zero_stage
+        config = deepspeed_config(cfg, optim, torch.float32)
+        self.module = factory(config if cfg.zero_stage == 3 else None)
+        dtype = next(self.module.parameters()).dtype
+        if dtype == torch.float64:
+            raise UserError("model.precision float64 needs engine.kind torch")
+        if optim is None:
+            self.module.requires_grad_(False)
+        self.optimizer = None if optim is None else build_optimizer(self.module, optim)
+        self.engine: Any
+        self.engine, *_ = self.deepspeed.initialize(
+            model=self.module,
+            optimizer=self.optimizer,
+            config=deepspeed_config(cfg, optim, dtype),
+            dist_init_required=False,
+        )
+
+    def train_forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.engine.train()
+        return self.engine(*args, **kwargs)
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.engine.eval()
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        # DeepSpeed divides by the number of ranks; the factor makes the mean a sum again.
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+
+    def step(self) -> StepInfo:
+        assert self.optim is not None, "a frozen model has no step"
+        lr = learning_rate(self.optim, self.num_steps, self.total_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self._norm_unsharded() if self.stage == 0 else None
+        self.engine.step()
+        if norm is None:
+            norm = self.engine.get_global_grad_norm()
+        self.num_steps += 1
+        return StepInfo(float(norm), lr)
+
+    def _norm_unsharded(self) -> Tensor:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(grads)
+
+    def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+        sharded = [t for t in tensors if hasattr(t, "ds_id")]
+        if self.stage < 3 or not sharded:
+            return nullcontext()
+        return self.deepspeed.zero.GatheredParameters(sharded, modifier_rank=None)
+
+
+def import_deepspeed() -> ModuleType:
+    """Import deepspeed with its surroundings set right; the only import of it in the project."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise UserError(f"engine.kind deepspeed: it cannot be imported: {error}") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def deepspeed_config(
+    cfg: EngineConfig, optim: OptimConfig | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """DeepSpeed's configuration dictionary."""
+    zero: dict[str, Any] = {"stage": cfg.zero_stage}
+    if cfg.zero_stage == 3 and cfg.offload == "cpu":
+        place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_param" if optim is None else "offload_optimizer"] = place
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if optim is None else float(optim.max_grad_norm),
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,1 @@
+"""Causal language models in the packed form: loading, the fused head, values, export."""

@@ -1,0 +1,210 @@
+"""Attention over packed sequences: FlashAttention's varlen kernels, or torch's SDPA per sequence.
+
+Sequences lie end to end in a batch of one, and the model hands `cu_seq_lens_q` to its attention
+function. `flash` takes the flash-attn package through transformers, else the FlashAttention that is
+built into torch (`torch.nn.attention.varlen`). `sdpa` calls torch's scaled_dot_product_attention
+for each sequence, so that neither work nor memory grows with the square of the packed length, as
+they would with one block-diagonal mask. Sliding windows are honoured; attention softcaps (Gemma 2)
+are computed in plain torch under `sdpa`, which transformers' own sdpa refuses.
+
+Left out: attention sinks and other extra inputs; a model that passes them gets an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from functools import cache, lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from s2srm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SDPA = "s2srm_sdpa"
+VARLEN = "s2srm_varlen"
+
+
+def choose_attention(
+    wanted: Literal["auto", "flash", "sdpa"], device: torch.device, dtype: torch.dtype
+) -> str:
+    """Name of the attention function for transformers' `attn_implementation`; logged once.
+
+    UserError if `flash` is wanted where it cannot run.
+    """
+    reason = _why_no_flash(device, dtype)
+    if wanted == "flash" and reason:
+        raise UserError(f"attention: flash is not possible here: {reason}; take auto or sdpa")
+    chosen = SDPA if wanted == "sdpa" or reason else _flash_implementation()
+    _log_choice(wanted, chosen, reason if wanted == "auto" else "")
+    return chosen
+
+
+def _why_no_flash(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type != "cuda":
+        return f"it needs a CUDA device, this one is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it needs bfloat16 weights, these are {dtype}"
+    return ""
+
+
+def _flash_implementation() -> str:
+    if importlib.util.find_spec("flash_attn_interface") is not None:
+        return "flash_attention_3"
+    if importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2"
+    return VARLEN
+
+
+@cache
+def _log_choice(wanted: str, chosen: str, reason: str) -> None:
+    logger.info("attention %s: %s%s", wanted, chosen, f" ({reason})" if reason else "")
+
+
+def packed_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    sequence_lengths: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each packed sequence by itself.
+
+    query (1, H, T, d), key and value (1, H_kv, T, d); cu_seq_lens_q (B+1,) int32, and the same as
+    lengths on the host. Returns (1, T, H, d). With a 4-d mask instead of packed lengths (generate),
+    it is plain masked attention.
+    """
+    if kwargs.get("s_aux") is not None:
+        raise UserError("attention sinks are not supported by the packed attention")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if sequence_lengths is None and cu_seq_lens_q is not None:
+        sequence_lengths = tuple(cu_seq_lens_q.diff().tolist())
+    if sequence_lengths is None:
+        out = _attend(query, key, value, attention_mask, scaling, sliding_window, softcap)
+        return out.transpose(1, 2).contiguous(), None
+    pieces = [x.split(sequence_lengths, dim=2) for x in (query, key, value)]
+    outs = [
+        _attend(q, k, v, None, scaling, sliding_window, softcap)
+        for q, k, v in zip(*pieces, strict=True)
+    ]
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    length, kv_length = query.shape[2], key.shape[2]
+    if mask is None:
+        assert length in (1, kv_length), "a cache needs an attention mask"
+        if window is not None and kv_length > window:
+            mask = _band(kv_length, window, query.device)[-length:]
+    if softcap is not None:
+        return _softcapped(query, key, value, mask, scaling, softcap)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and length > 1,
+        scale=scaling,
+    )
+
+
+def _softcapped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> Tensor:
+    length, kv_length = query.shape[2], key.shape[2]
+    scores = query @ key.transpose(2, 3) * (scaling or query.shape[3] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = _band(kv_length, kv_length, query.device)[-length:]
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    return scores.softmax(-1, dtype=scores.dtype) @ value
+
+
+@lru_cache(maxsize=64)
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) bool, True where the key may be seen: causal, at most window - 1 back."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+def packed_varlen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The FlashAttention varlen kernel that torch carries; shapes as `packed_sdpa`."""
+    if softcap is not None or kwargs.get("s_aux") is not None:
+        raise UserError(
+            "torch's varlen attention has neither softcap nor sinks; install flash-attn or set "
+            "attention: sdpa"
+        )
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError("varlen attention needs cu_seq_lens_q and max_length_q")
+    varlen = importlib.import_module("torch.nn.attention.varlen")
+    out = varlen.varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None], None
+
+
+def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """No mask for a packed batch; transformers' own where there is padding (generate)."""
+    if attention_mask is None:
+        return None
+    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(SDPA, packed_sdpa)
+AttentionInterface.register(VARLEN, packed_varlen)
+AttentionMaskInterface.register(SDPA, _packed_mask)
+AttentionMaskInterface.register(VARLEN, _packed_mask)

@@ -1,0 +1,86 @@
+"""A scalar for every token: the critic of PPO, and the scalar reward model.
+
+The language model's own head is kept, frozen and unused, so that a saved folder still loads as a
+causal LM; the scalar head is saved beside it as score_head.safetensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from s2srm.errors import UserError
+from s2srm.models.causal import trunk_forward
+from s2srm.packing import Packed
+
+SCORE_FILE = "score_head.safetensors"
+
+
+class PackedValueModel(nn.Module):
+    """score(h_t) for the last hidden state h_t of every token t of a packed batch.
+
+    init: "zero" (a fresh critic) or "normal", N(0, 1/(D+1)) with bias 0 (a fresh reward model;
+    Huang et al., "The N implementation details of RLHF with PPO").
+    """
+
+    def __init__(
+        self, lm: PreTrainedModel, init: Literal["zero", "normal"] = "zero", seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        width = int(lm.config.get_text_config().hidden_size)
+        head = lm.get_output_embeddings()
+        embedding = lm.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            head.requires_grad_(False)
+        self.score = nn.Linear(width, 1, dtype=_score_dtype(lm))
+        weight = torch.zeros(1, width)
+        if init == "normal":
+            generator = torch.Generator().manual_seed(seed)
+            weight = torch.randn(1, width, generator=generator) / (width + 1) ** 0.5
+        with torch.no_grad():
+            self.score.weight.copy_(weight)
+            self.score.bias.zero_()
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The Hugging Face configuration."""
+        return self.lm.config
+
+    def forward(self, batch: Packed) -> Tensor:
+        """(T,) values, at least fp32: entry t is read after token t has been seen."""
+        hidden = trunk_forward(self.lm, batch)
+        values = self.score(hidden.to(self.score.weight.dtype))[:, 0]
+        return values if values.dtype == torch.float64 else values.float()
+
+    def load_score(self, folder: str | Path) -> bool:
+        """Take over the score head saved in a model folder; False if there is none there.
+
+        Call it before an engine shards the parameters.
+        """
+        path = Path(folder) / SCORE_FILE
+        if not path.is_file():
+            return False
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, parameter in self.score.named_parameters():
+                if name not in tensors or tensors[name].shape != parameter.shape:
+                    raise UserError(
+                        f"{path}: {name} must have shape {tuple(parameter.shape)}, found "
+                        f"{tuple(tensors[name].shape) if name in tensors else 'none'}"
+                    )
+                parameter.copy_(tensors[name])
+        return True
+
+    def extra_files(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> tensors that are saved beside the language model."""
+        return {SCORE_FILE: dict(self.score.named_parameters())}
+
+
+def _score_dtype(lm: PreTrainedModel) -> torch.dtype:
+    return torch.float64 if lm.dtype == torch.float64 else torch.float32
