@@ -42,6 +42,7 @@ def parse(cls: type[Config], argv: Sequence[str], command: str, summary: str) ->
     """
     arguments = _resolve_recipes(list(argv), cls)
     _check_flags(arguments, cls)
+    arguments = _bare_switches(arguments, cls)
     parser = build_parser(cls, command, summary)
     try:
         values = parser.parse_args(arguments).as_dict()
@@ -173,6 +174,18 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
             value = _build(group, value, f"{key}.")
         found[field.name] = value
     return cls(**found)
+
+
+def _bare_switches(arguments: Sequence[str], cls: type) -> list[str]:
+    """`--overwrite` means `--overwrite true`."""
+    known = fields_of(cls)
+    completed: list[str] = []
+    for i, argument in enumerate(arguments):
+        completed.append(argument)
+        following = arguments[i + 1] if i + 1 < len(arguments) else "--"
+        if known.get(argument.removeprefix("--")) is bool and following.startswith("--"):
+            completed.append("true")
+    return completed
 
 
 def _one_line(message: str, known: Fields) -> str:

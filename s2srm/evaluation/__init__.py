@@ -1,0 +1,1 @@
+"""Comparing policies: what they answer, how it is judged, with confidence intervals."""

@@ -1,0 +1,89 @@
+"""Settings of `s2srm eval`. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from s2srm.config import (
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    Precision,
+    SamplingConfig,
+    StageConfig,
+    TokenRewardConfig,
+)
+from s2srm.errors import UserError
+from s2srm.validation import at_least, data, model, model_path, sampling, token_reward, validate
+
+WorldName = Literal["safety", "summarization", "instructions"]
+
+
+@dataclass(frozen=True)
+class EvalConfig(StageConfig):
+    """Compare policies on the same prompts with the same sampling seeds."""
+
+    policies: dict[str, str] = field(default_factory=dict)
+    """Name -> model folder, as in {sft: runs/sft, ppo: runs/ppo}, in the order of the table."""
+    against: list[str] = field(default_factory=list)
+    """Names of the policies that win rates are measured against; none given: the first policy."""
+    world: WorldName | None = None
+    """A miniature world: its gold judge scores responses to its test and ood prompts."""
+    data: DataConfig | None = None
+    """Prompts, where there is no world."""
+    ood_data: DataConfig | None = None
+    """Prompts of another family, where there is no world."""
+    reward_model: ModelConfig | None = None
+    """A seq2seq RM: its feedback on some responses is written for the report, and without a world
+    its reward is the score. That score is the RM's own opinion, not a judgement of quality."""
+    token: TokenRewardConfig = field(default_factory=TokenRewardConfig)
+    """How that RM's statistics become token rewards."""
+    precision: Precision = "float32"
+    """Floating-point type of the policies."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Length limit and batch size; its temperature is not read."""
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """Each is evaluated by itself; 0 is greedy."""
+    num_samples: int = 1
+    """Responses per prompt at a temperature above 0; intervals stay over prompts."""
+    num_prompts: int = 256
+    """Prompts of each split."""
+    num_resamples: int = 2000
+    """Bootstrap resamples of the prompts behind each 95% confidence interval."""
+    feedback_rows: int = 12
+    """Responses with token rewards and correction that are kept for the report."""
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def validate_eval(cfg: EvalConfig) -> None:
+    """Check every value. Raises UserError."""
+    validate(cfg)
+    if not cfg.policies:
+        raise UserError("policies is missing: name -> model folder, as in --policies.sft runs/sft")
+    for name, path in cfg.policies.items():
+        model_path(f"policies.{name}", path)
+    for name in cfg.against:
+        if name not in cfg.policies:
+            raise UserError(
+                f"against: {name!r} is not among the policies ({', '.join(cfg.policies)})"
+            )
+    if (cfg.world is None) == (cfg.data is None):
+        raise UserError("give either world or data: the prompts to evaluate on")
+    for key, rows in (("data", cfg.data), ("ood_data", cfg.ood_data)):
+        if rows is not None:
+            data(key, rows)
+    if cfg.world is not None and cfg.ood_data is not None:
+        raise UserError("ood_data: a world has ood prompts of its own")
+    if cfg.reward_model is not None:
+        model("reward_model", cfg.reward_model)
+    token_reward("token", cfg.token)
+    sampling("sampling", cfg.sampling, greedy=True)
+    if not cfg.temperatures:
+        raise UserError("temperatures is empty")
+    for temperature in cfg.temperatures:
+        at_least("temperatures", temperature, 0)
+    at_least("num_samples", cfg.num_samples, 1)
+    at_least("num_prompts", cfg.num_prompts, 2)
+    at_least("num_resamples", cfg.num_resamples, 100)
+    at_least("feedback_rows", cfg.feedback_rows, 0)
