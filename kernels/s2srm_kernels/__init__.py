@@ -1,0 +1,29 @@
+"""Vocabulary and sequence operations of RLHF on packed rows, as torch.library operators.
+
+Every operation is defined by its `reference` in plain PyTorch; other backends register kernels
+under the same operator names. See kernels/README.md for the table of operations and backends.
+Left out: padded tensors and masks (rows are packed; `ignore_index` marks the rows to skip) and
+any knowledge of models, tokenizers or trainers.
+"""
+
+from s2srm_kernels.ops.gae import Advantages, gae
+from s2srm_kernels.ops.linear_cross_entropy import linear_cross_entropy
+from s2srm_kernels.ops.linear_logprobs import Logprobs, linear_logprobs
+from s2srm_kernels.ops.linear_ppo_loss import PPOLoss, PPOMetrics, linear_ppo_loss
+from s2srm_kernels.ops.linear_token_stats import TokenStats, linear_token_stats
+from s2srm_kernels.ops.token_rewards import TokenRewards, token_rewards
+
+__all__ = [
+    "Advantages",
+    "Logprobs",
+    "PPOLoss",
+    "PPOMetrics",
+    "TokenRewards",
+    "TokenStats",
+    "gae",
+    "linear_cross_entropy",
+    "linear_logprobs",
+    "linear_ppo_loss",
+    "linear_token_stats",
+    "token_rewards",
+]

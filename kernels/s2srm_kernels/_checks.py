@@ -1,0 +1,122 @@
+"""Checks of arguments: each raises ValueError naming the argument and its value.
+
+Only what can be seen without reading a tensor's data is checked here, so that nothing synchronises
+and torch.compile can trace it. Checks of data (targets, cu_seqlens) are made inside the operators.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGER = (torch.int64, torch.int32)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is float64, else float32."""
+    if any(t.dtype == torch.float64 for t in tensors):
+        return torch.float64
+    return torch.float32
+
+
+def autocast_inputs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast does to a linear layer: cast to its dtype, float64 left alone."""
+    device_type = hidden.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return hidden, weight, bias
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(hidden), cast(weight), None if bias is None else cast(bias)
+
+
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+    """Shapes, dtypes and devices of the tensors that every vocabulary operation takes."""
+    if hidden.dim() != 2:
+        raise ValueError(f"hidden must have shape (N, D), got {tuple(hidden.shape)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight must have shape (V, {hidden.shape[1]}) with V > 0 to fit hidden "
+            f"{tuple(hidden.shape)}, got {tuple(weight.shape)}"
+        )
+    if hidden.dtype not in _FLOATING:
+        raise ValueError(f"hidden must have one of the dtypes {_FLOATING}, got {hidden.dtype}")
+    if weight.dtype != hidden.dtype:
+        raise ValueError(
+            f"weight must have hidden's dtype {hidden.dtype} outside autocast, got {weight.dtype}"
+        )
+    check_device("weight", weight, hidden)
+    check_target(target, hidden)
+    if bias is None:
+        return
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias must have shape ({weight.shape[0]},) to fit weight, got {tuple(bias.shape)}"
+        )
+    if bias.dtype != weight.dtype:
+        raise ValueError(f"bias must have weight's dtype {weight.dtype}, got {bias.dtype}")
+    check_device("bias", bias, hidden)
+
+
+def check_target(target: Tensor, hidden: Tensor) -> None:
+    """(N,) token ids."""
+    check_rows("target", target, hidden)
+    check_integer("target", target)
+
+
+def check_rows(name: str, tensor: Tensor, like: Tensor, like_name: str = "hidden") -> None:
+    """One value for every row of `like`."""
+    if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"{name} must have shape ({like.shape[0]},), one value for each row of {like_name}, "
+            f"got {tuple(tensor.shape)}"
+        )
+    check_device(name, tensor, like, like_name)
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor, like_name: str = "hidden") -> None:
+    """Same device."""
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be on {like_name}'s device {like.device}, got {tensor.device}"
+        )
+
+
+def check_integer(name: str, tensor: Tensor) -> None:
+    """int64 or int32."""
+    if tensor.dtype not in _INTEGER:
+        raise ValueError(f"{name} must be int64 or int32, got {tensor.dtype}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """A floating dtype that the operations know."""
+    if tensor.dtype not in _FLOATING:
+        raise ValueError(f"{name} must have one of the dtypes {_FLOATING}, got {tensor.dtype}")
+
+
+def check_number(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, above: bool = False
+) -> None:
+    """A finite number in [low, high]; `above` leaves out low itself."""
+    # Comparisons alone: torch.compile may hand over a symbolic number. NaN fails every one of them.
+    finite = -math.inf < value < math.inf
+    if not (finite and low <= value <= high) or (above and value == low):
+        left = "(" if above or low == -math.inf else "["
+        right = ")" if high == math.inf else "]"
+        raise ValueError(
+            f"{name} must be a finite number in {left}{low}, {high}{right}, got {value}"
+        )
+
+
+def check_head_options(softcap: float | None, temperature: float) -> None:
+    """Options of every vocabulary operation."""
+    if softcap is not None:
+        check_number("softcap", softcap, 0.0, above=True)
+    check_number("temperature", temperature, 0.0, above=True)

@@ -1,0 +1,125 @@
+"""Generalised advantage estimation over packed sequences.
+
+    delta_t = r_t + gamma * V_{t+1} - V_t,   V_{T+1} = bootstrap
+    A_t = delta_t + gamma * lam * A_{t+1},   A_{T+1} = 0;          returns = A + V
+
+The recursion is a scan with a constant decay, made by doubling: after pass k every A_t holds the
+terms of the next 2^k steps, so log2(longest) passes over all rows at once. Source: arXiv
+1506.02438, equation 16; the scan by doubling is Hillis and Steele's (CACM 1986).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2srm_kernels._checks import (
+    check_device,
+    check_floating,
+    check_number,
+    check_rows,
+    compute_dtype,
+)
+from s2srm_kernels._operators import define, select
+from s2srm_kernels._segments import check_cu_seqlens_shape, find_segments
+
+_NAME = "gae"
+
+
+class Advantages(NamedTuple):
+    """(N,) each, float32 (float64 if rewards, values or bootstrap are)."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+def _reference(
+    rewards: Tensor,
+    values: Tensor,
+    cu_seqlens: Tensor,
+    gamma: float,
+    lam: float,
+    bootstrap: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    num_rows = rewards.shape[0]
+    segments = find_segments(cu_seqlens, num_rows)
+    dtype = _result_dtype(rewards, values, bootstrap)
+    rewards, values = rewards.to(dtype), values.to(dtype)
+    ends = values.new_zeros(segments.end.shape) if bootstrap is None else bootstrap.to(dtype)
+    num_after = segments.end[segments.sequence] - 1 - segments.position
+    next_values = values.roll(-1).where(num_after > 0, ends[segments.sequence])
+    advantages = rewards + gamma * next_values - values
+    decay, step = gamma * lam, 1
+    while step < segments.longest:
+        reach = (advantages[step:] * decay).where(num_after[:-step] >= step, 0)
+        advantages = torch.cat([advantages[:-step] + reach, advantages[-step:]])
+        decay, step = decay * decay, step * 2
+    return advantages, advantages + values
+
+
+def _result_dtype(rewards: Tensor, values: Tensor, bootstrap: Tensor | None) -> torch.dtype:
+    return compute_dtype(rewards, values, rewards if bootstrap is None else bootstrap)
+
+
+def _fake(
+    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    dtype = _result_dtype(rewards, values, rest[0])
+    return (
+        rewards.new_empty(rewards.shape, dtype=dtype),
+        rewards.new_empty(rewards.shape, dtype=dtype),
+    )
+
+
+define(
+    _NAME,
+    "(Tensor rewards, Tensor values, Tensor cu_seqlens, float gamma, float lam, Tensor? bootstrap)"
+    " -> (Tensor, Tensor)",
+    _reference,
+    _fake,
+)
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
+    impl: str = "auto",
+) -> Advantages:
+    """Advantages and returns (advantages + values) of packed sequences.
+
+    rewards, values (N,) floating; cu_seqlens (B + 1,) int32 or int64, sequences may be empty;
+    bootstrap (B,) floating: the value after each sequence's last row, 0 by default (a sequence that
+    ended); gamma and lam in [0, 1]. Nothing is differentiable: the inputs are detached. Float32 at
+    least. A row's result is the same bits in any batch with sequences no longer than its own, and
+    its own alone decides the value.
+
+    ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or cu_seqlens
+    that do not start at 0, ascend and end at N (checked in the operator: one synchronisation on
+    CUDA).
+    """
+    check_number("gamma", gamma, 0.0, 1.0)
+    check_number("lam", lam, 0.0, 1.0)
+    if rewards.dim() != 1:
+        raise ValueError(f"rewards must have shape (N,), got {tuple(rewards.shape)}")
+    check_floating("rewards", rewards)
+    check_rows("values", values, rewards, "rewards")
+    check_floating("values", values)
+    check_cu_seqlens_shape(cu_seqlens, rewards, "rewards")
+    if bootstrap is not None:
+        if bootstrap.shape != (cu_seqlens.shape[0] - 1,):
+            raise ValueError(
+                f"bootstrap must have shape ({cu_seqlens.shape[0] - 1},), one value for each "
+                f"sequence, got {tuple(bootstrap.shape)}"
+            )
+        check_floating("bootstrap", bootstrap)
+        check_device("bootstrap", bootstrap, rewards, "rewards")
+        bootstrap = bootstrap.detach()
+    op = select(_NAME, impl, rewards.device)
+    return Advantages(*op(rewards.detach(), values.detach(), cu_seqlens, gamma, lam, bootstrap))

@@ -1,0 +1,205 @@
+"""Log-probability, entropy and log-sum-exp of every row, differentiable in all three.
+
+    z = logits(hidden, weight)                      lse = log sum_v e^(z_v)
+    logprobs = z_target - lse                       entropy = -sum_v p_v log p_v,  p = e^(z - lse)
+
+Backward makes the logits again, chunk by chunk, so that no (N, V) tensor is ever held; the gradient
+of each output is written out in `_gradients`. Source: the recomputation is that of Cut
+Cross-Entropy (arXiv 2411.09009), without its filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from s2srm_kernels._checks import (
+    autocast_inputs,
+    check_head,
+    check_head_options,
+    compute_dtype,
+)
+from s2srm_kernels._gradients import Upstream, recompute_gradients
+from s2srm_kernels._head import Head
+from s2srm_kernels._operators import define, operator, refuse_second_order, select
+from s2srm_kernels._scaling import fake_gradients
+from s2srm_kernels._shards import group_name
+from s2srm_kernels._statistics import row_statistics
+
+_NAME = "linear_logprobs"
+_BACKWARD = "linear_logprobs_backward"
+
+
+class Logprobs(NamedTuple):
+    """(N,) each, float32 (float64 for float64 inputs), nats; 0 in ignored rows."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    lse: Tensor
+
+
+def _reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    with_entropy: bool,
+    softcap: float | None,
+    temperature: float,
+    ignore_index: int,
+    group: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    stats = row_statistics(head)
+    entropy = stats.entropy if with_entropy else torch.zeros_like(stats.entropy)
+    residual = torch.stack([stats.max_logit, stats.log_sum], dim=1)
+    return (
+        head.scatter(stats.logprobs),
+        head.scatter(entropy),
+        head.scatter(stats.lse),
+        head.scatter(residual),
+    )
+
+
+def _backward_reference(
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    grad_lse: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    entropy: Tensor,
+    residual: Tensor,
+    softcap: float | None,
+    temperature: float,
+    ignore_index: int,
+    group: str | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    max_logit, log_sum = residual[head.rows].unbind(dim=1)
+    upstream = Upstream(
+        logprobs=grad_logprobs[head.rows].to(head.dtype),
+        entropy=head.live(grad_entropy),
+        lse=head.live(grad_lse),
+    )
+    gradients = recompute_gradients(head, max_logit, log_sum, head.live(entropy), upstream, needs)
+    d_hidden, d_weight, d_bias = (g.to(hidden.dtype) for g in gradients)
+    return d_hidden, d_weight, d_bias
+
+
+def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, dtype = hidden.shape[0], compute_dtype(hidden)
+    logprobs, entropy, lse = (hidden.new_empty(n, dtype=dtype) for _ in range(3))
+    return logprobs, entropy, lse, hidden.new_empty((n, 2), dtype=dtype)
+
+
+def _backward_fake(
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    grad_lse: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(hidden, weight, rest[-1], hidden.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, target, with_entropy, *options = inputs
+    _, entropy, _, residual = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, weight, bias, target, entropy, residual)
+    ctx.with_entropy = with_entropy
+    ctx.options = options
+
+
+def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_logprobs, grad_entropy, grad_lse, _ = grads
+    hidden, weight, bias, target, entropy, residual = ctx.saved_tensors
+    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
+    if grad_logprobs is None:
+        grad_logprobs = torch.zeros_like(entropy)
+    gradients = operator(_BACKWARD, impl)(
+        grad_logprobs,
+        grad_entropy if ctx.with_entropy else None,
+        grad_lse,
+        *(hidden, weight, bias, target, entropy, residual),
+        *ctx.options,
+        needs,
+    )
+    made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    return (*made, *[None] * 6)
+
+
+_HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target"
+_OPTIONS = "float? softcap, float temperature, int ignore_index, str? group"
+
+define(
+    _BACKWARD,
+    f"(Tensor grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, {_HEAD}, Tensor entropy,"
+    f" Tensor residual, {_OPTIONS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    _backward_reference,
+    _backward_fake,
+    backward=refuse_second_order(_BACKWARD),
+)
+define(
+    _NAME,
+    f"({_HEAD}, bool with_entropy, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def linear_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    with_entropy: bool = True,
+    process_group: dist.ProcessGroup | None = None,
+    impl: str = "auto",
+) -> Logprobs:
+    """log_softmax(z)[target], its entropy and logsumexp(z), z the logits of `hidden`.
+
+    z = hidden @ weight.T + bias, then softcap * tanh(z / softcap), then / temperature, in float32
+    at least (float64 for float64 inputs).
+
+    hidden (N, D) and weight (V, D), bias (V,) of one floating dtype (under autocast they are cast
+    to its dtype); target (N,) int64 or int32. Results are (N,), nats; a row with ignore_index gives
+    0 three times, gets no gradient, and its hidden row is never read. A bias of -inf suppresses a
+    token. Differentiable once in hidden, weight and bias through all three results; without
+    `with_entropy` the entropy is zeros and carries no gradient.
+
+    Memory: at most max(128 V, 2**24) logits at a time, the weight upcast, and one buffer for each
+    gradient. A row's results and its hidden gradient are the same bits in any batch.
+
+    process_group: every rank passes the same rows and its contiguous slice of `weight` and `bias`
+    in rank order (slices may differ in size); targets are ids of the whole vocabulary. Forward
+    makes one all-gather of statistics (and one of the slice sizes), backward all-reduces the hidden
+    gradient. The operator is opaque to torch.compile, collectives included.
+
+    ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
+    out of range (naming the row; on CUDA that check shares the operator's one synchronisation).
+    NotImplementedError: a second derivative.
+    """
+    check_head_options(softcap, temperature)
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    check_head(hidden, weight, bias, target)
+    op = select(_NAME, impl, hidden.device)
+    logprobs, entropy, lse, _ = op(
+        *(hidden, weight, bias, target, with_entropy, softcap, temperature, ignore_index),
+        group_name(process_group),
+    )
+    return Logprobs(logprobs, entropy if with_entropy else entropy.detach(), lse)

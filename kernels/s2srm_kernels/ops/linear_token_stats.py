@@ -1,0 +1,152 @@
+"""Everything that token rewards need from the logits, in one pass over the vocabulary.
+
+    logprobs, entropy, lse    as in linear_logprobs
+    argmax, max_logit         the most likely token (of equal logits the lowest id) and its logit
+    target_logit, rank        the target's logit and the number of logits strictly greater
+
+No gradient. Source: the statistics are the monoid of online softmax (Milakov and Gimelshein, arXiv
+1805.02867) extended by the entropy's and the argmax's terms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from s2srm_kernels._checks import (
+    autocast_inputs,
+    check_head,
+    check_head_options,
+    compute_dtype,
+)
+from s2srm_kernels._head import Head, pad_rows
+from s2srm_kernels._operators import define, select
+from s2srm_kernels._shards import all_reduce_, group_name
+from s2srm_kernels._statistics import RowStatistics, merge, pack_chunk, row_statistics
+
+_NAME = "linear_token_stats"
+
+
+class TokenStats(NamedTuple):
+    """(N,) each; argmax and rank int64, the rest float32 (float64 for float64 inputs).
+
+    Nats; max_logit and target_logit are logits after softcap and temperature. Every field is 0 in
+    ignored rows.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    lse: Tensor
+    argmax: Tensor
+    max_logit: Tensor
+    target_logit: Tensor
+    rank: Tensor
+
+
+def _reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    softcap: float | None,
+    temperature: float,
+    ignore_index: int,
+    group: str | None,
+) -> tuple[Tensor, ...]:
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    stats, rank = _statistics_with_rank(head)
+    fields = (
+        *(stats.logprobs, stats.entropy, stats.lse, stats.argmax),
+        *(stats.max_logit, stats.target_logit, rank),
+    )
+    return tuple(head.scatter(field) for field in fields)
+
+
+def _statistics_with_rank(head: Head) -> tuple[RowStatistics, Tensor]:
+    """Statistics and rank. With a group the rank takes a second product and an all-reduce.
+
+    No rank can count before it knows the target's logit, which one rank alone has.
+    """
+    if head.num_live == 0:
+        return row_statistics(head), head.target.new_zeros(0)
+    if head.shard.group is not None:
+        stats = row_statistics(head)
+        counted = [
+            _count_above(head.logits(head.live_hidden(rows)), stats.target_logit[rows])
+            for rows in head.chunks()
+        ]
+        return stats, all_reduce_(torch.cat(counted), head.shard)
+    packed: list[Tensor] = []
+    counts: list[Tensor] = []
+    for rows in head.chunks():
+        z = head.logits(head.live_hidden(rows))
+        packed.append(pack_chunk(head, z, rows))
+        counts.append(_count_above(z, merge(packed[-1], head).target_logit))
+    return merge(torch.cat(packed), head), torch.cat(counts)
+
+
+def _count_above(z: Tensor, target_logit: Tensor) -> Tensor:
+    """(P, V) logits, (r,) target logits -> (r,) number of logits strictly greater."""
+    return (z > pad_rows(target_logit)[:, None]).sum(dim=1)[: len(target_logit)]
+
+
+def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    n, dtype = hidden.shape[0], compute_dtype(hidden)
+    dtypes = (dtype, dtype, dtype, torch.int64, dtype, dtype, torch.int64)
+    return tuple(hidden.new_empty(n, dtype=d) for d in dtypes)
+
+
+define(
+    _NAME,
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float? softcap, float temperature,"
+    " int ignore_index, str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+)
+
+
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    process_group: dist.ProcessGroup | None = None,
+    impl: str = "auto",
+) -> TokenStats:
+    """log_softmax(z)[target], entropy, logsumexp(z), argmax, max, z[target], #{z > z[target]}.
+
+    z = hidden @ weight.T + bias, then softcap * tanh(z / softcap), then / temperature, in float32
+    at least (float64 for float64 inputs).
+
+    hidden (N, D) and weight (V, D), bias (V,) of one floating dtype (under autocast they are cast
+    to its dtype); target (N,) int64 or int32. Every field of a row with ignore_index is 0, and its
+    hidden row is never read. Ties of the argmax go to the lowest id, and rank 0 means that no logit
+    is greater than the target's. Nothing is differentiable: the inputs are detached.
+
+    Memory: at most max(128 V, 2**24) logits at a time and the weight upcast. A row's results are
+    the same bits in any batch.
+
+    process_group: as in linear_logprobs, except that the rank takes a second product and an
+    all-reduce. The argmax is exact up to 2**24 ids.
+
+    ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
+    out of range (naming the row; on CUDA that check shares the operator's one synchronisation).
+    """
+    check_head_options(softcap, temperature)
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    check_head(hidden, weight, bias, target)
+    op = select(_NAME, impl, hidden.device)
+    bias = None if bias is None else bias.detach()
+    return TokenStats(
+        *op(
+            *(hidden.detach(), weight.detach(), bias, target, softcap, temperature, ignore_index),
+            group_name(process_group),
+        )
+    )
