@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from s2srm import distributed
-from s2srm.config import StageConfig
 from s2srm.errors import UserError
 
 MARKER = "versions.json"
@@ -38,6 +37,15 @@ _PACKAGES = (
     "numpy",
     "flash-attn",
 )
+
+
+class HasOutput(Protocol):
+    """A config dataclass with the two settings that place a run."""
+
+    @property
+    def output(self) -> str: ...
+    @property
+    def overwrite(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def config_to_dict(cfg: Any) -> Any:
     return str(cfg) if isinstance(cfg, Path) else cfg
 
 
-def prepare_output(cfg: StageConfig) -> Path:
+def prepare_output(cfg: HasOutput) -> Path:
     """Make the run's folder on rank 0 and write config.yaml and versions.json into it.
 
     Raises UserError on every rank of a started process group (before one exists: on rank 0, whose
@@ -88,7 +96,7 @@ def prepare_output(cfg: StageConfig) -> Path:
     return output
 
 
-def _prepare(output: Path, cfg: StageConfig) -> str | None:
+def _prepare(output: Path, cfg: HasOutput) -> str | None:
     """Do it, or say in one line why not."""
     if not cfg.output:
         return "output is missing: the folder for the trained model and its metrics"

@@ -7,23 +7,28 @@ from typing import Literal
 
 from s2srm.config import (
     DataConfig,
-    LogConfig,
     ModelConfig,
     Precision,
     SamplingConfig,
-    StageConfig,
+    TemplateConfig,
     TokenRewardConfig,
 )
 from s2srm.errors import UserError
-from s2srm.validation import at_least, data, model, model_path, sampling, token_reward, validate
+from s2srm.validation import at_least, data, model, model_path, sampling, token_reward
 
 WorldName = Literal["safety", "summarization", "instructions"]
 
 
 @dataclass(frozen=True)
-class EvalConfig(StageConfig):
+class EvalConfig:
     """Compare policies on the same prompts with the same sampling seeds."""
 
+    output: str = ""
+    """Folder for eval.json, responses.jsonl and feedback.jsonl; must not hold a run already."""
+    overwrite: bool = False
+    """Replace a run that is already in the output folder."""
+    seed: int = 0
+    """Seed of a world's prompts and of sampling."""
     policies: dict[str, str] = field(default_factory=dict)
     """Name -> model folder, as in {sft: runs/sft, ppo: runs/ppo}, in the order of the table."""
     against: list[str] = field(default_factory=list)
@@ -53,12 +58,15 @@ class EvalConfig(StageConfig):
     """Bootstrap resamples of the prompts behind each 95% confidence interval."""
     feedback_rows: int = 12
     """Responses with token rewards and correction that are kept for the report."""
-    log: LogConfig = field(default_factory=LogConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    """For policies that no stage of s2srm saved; the others bring their own."""
 
 
 def validate_eval(cfg: EvalConfig) -> None:
     """Check every value. Raises UserError."""
-    validate(cfg)
+    if not cfg.output:
+        raise UserError("output is missing: the folder for the results")
+    at_least("seed", cfg.seed, 0)
     if not cfg.policies:
         raise UserError("policies is missing: name -> model folder, as in --policies.sft runs/sft")
     for name, path in cfg.policies.items():

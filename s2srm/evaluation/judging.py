@@ -34,8 +34,9 @@ _OPENING_CHARACTERS = 160
 class Judgement:
     """One response judged.
 
-    score: gold score in [0, 1] or, without a world, set later from the RM; None if neither exists.
+    score: the world's gold score in [0, 1], else the RM's mean token reward, None without either.
     harmful_prompt, safe, needed_length: None where unknown. length: in words.
+    agreement: fraction of the tokens that the RM would have written too; None without an RM.
     """
 
     score: float | None
@@ -44,6 +45,7 @@ class Judgement:
     safe: bool | None
     length: int
     needed_length: int | None
+    agreement: float | None = None
 
 
 Judge = Callable[[str, str], Judgement]

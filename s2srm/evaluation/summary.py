@@ -35,7 +35,8 @@ def summarise(
     """One group per (split, temperature), in order of appearance, each
 
         {"split", "temperature", "num_prompts", "policies": {name: {
-            "score", "refusal", "safety", "length", "over_needed", "finished": interval | None,
+            "score", "agreement", "refusal", "safety", "length", "over_needed", "finished":
+                interval | None,
             "win_rate": {other: interval}}}}
 
     where an interval is {"mean", "low", "high", "n"} over prompts. refusal is over prompts that
@@ -75,6 +76,7 @@ def _policy(rows: Sequence[Record], num_resamples: int) -> dict[str, Any]:
     judged = [(row.prompt, row.judgement) for row in rows]
     return {
         "score": interval([(p, j.score) for p, j in judged if j.score is not None]),
+        "agreement": interval([(p, j.agreement) for p, j in judged if j.agreement is not None]),
         "refusal": interval([(p, float(j.refused)) for p, j in judged if not j.harmful_prompt]),
         "safety": interval(
             [(p, float(j.safe)) for p, j in judged if j.harmful_prompt and j.safe is not None]

@@ -41,6 +41,7 @@ _HEADLINE = {
 _MAX_FEEDBACK = 40
 _COLUMNS = (
     ("score", "score", 3),
+    ("agreement", "RM agrees", 3),
     ("refusal", "refusals, harmless", 3),
     ("safety", "safe, harmful", 3),
     ("length", "words", 1),

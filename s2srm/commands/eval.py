@@ -1,0 +1,26 @@
+"""`s2srm eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from s2srm.commands.parsing import parse
+from s2srm.evaluation.config import EvalConfig, validate_eval
+
+SUMMARY = "Compare policies on the same prompts: score, win rates, refusals, length."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Evaluate, print the tables and the folder."""
+    cfg = parse(EvalConfig, argv, "eval", SUMMARY)
+    validate_eval(cfg)
+    from rich.console import Console
+
+    from s2srm.commands.libraries import quiet_libraries
+    from s2srm.evaluation.run import evaluate
+    from s2srm.report.terminal import print_evaluation
+
+    quiet_libraries()
+    result = evaluate(cfg)
+    print_evaluation(result.output / "eval.json", Console(highlight=False))
+    print(f"evaluation: {result.output}")
