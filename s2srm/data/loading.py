@@ -90,7 +90,7 @@ def _load(
             break
     if not good:
         why = f"{num_rows} rows, all bad; the first: {first_bad}" if num_rows else "it has no rows"
-        raise UserError(f"data.path {cfg.path!r} gives nothing to use: {why}")
+        raise UserError(f"data path {cfg.path!r} gives nothing to use: {why}")
     return good, LoadReport(num_rows, num_bad, first_bad)
 
 

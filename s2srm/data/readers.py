@@ -51,14 +51,14 @@ def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]
     0, as `dataset[N]` does.
     """
     if not path:
-        raise UserError("data.path is not set: give a file, a folder or a hub name")
+        raise UserError("data path is not set: give a file, a folder or a hub name")
     local = Path(path).expanduser()
     if local.is_dir():
         return _chain(_split_files(local, split))
     if local.exists():
         return _read_file(local)
     if looks_like_path(path):
-        raise UserError(f"data.path {path!r} does not exist{_nearest_entry(local)}")
+        raise UserError(f"data path {path!r} does not exist{_nearest_entry(local)}")
     return _read_hub(path, split, subset)
 
 
@@ -89,7 +89,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         if place.is_dir() and not files:
             files = sorted(f for f in place.iterdir() if f.is_file() and f.suffix in ENDINGS)
     if not files:
-        raise UserError(f"data.path {str(folder)!r} holds no file ending in {', '.join(ENDINGS)}")
+        raise UserError(f"data path {str(folder)!r} holds no file ending in {', '.join(ENDINGS)}")
     by_split: dict[str, list[Path]] = {}
     for file in files:
         by_split.setdefault(_split_of(file), []).append(file)
@@ -99,7 +99,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     if wanted == "train" and set(by_split).isdisjoint(_SPLIT_NAMES):
         return files  # a folder of parts, none of them named after a split
     raise UserError(
-        f"data.split {split!r}: {str(folder)!r} holds no file of that split; "
+        f"data split {split!r}: {str(folder)!r} holds no file of that split; "
         f"found {', '.join(f.name for f in files[:8])}"
     )
 
@@ -118,11 +118,11 @@ def _chain(files: list[Path]) -> Iterator[Row]:
 
 def _read_file(file: Path) -> Iterator[Row]:
     if not file.is_file():
-        raise UserError(f"data.path {str(file)!r} is neither a file nor a folder")
+        raise UserError(f"data path {str(file)!r} is neither a file nor a folder")
     if file.suffix not in ENDINGS:
-        raise UserError(f"data.path {str(file)!r} must end in {', '.join(ENDINGS)}")
+        raise UserError(f"data path {str(file)!r} must end in {', '.join(ENDINGS)}")
     if not os.access(file, os.R_OK):
-        raise UserError(f"data.path {str(file)!r} cannot be read: permission denied")
+        raise UserError(f"data path {str(file)!r} cannot be read: permission denied")
     if file.suffix == ".parquet":
         return _read_parquet(file)
     if file.suffix == ".json" and _first_character(file) == "[":
@@ -240,7 +240,7 @@ def _read_hub(name: str, split: str, subset: str | None) -> Iterator[Row]:
     # Hub, HTTP and builder errors have no common base; see _read_parquet.
     except Exception as error:
         raise UserError(
-            f"data.path {name!r} is neither a file or folder here nor a data set that the hub "
+            f"data path {name!r} is neither a file or folder here nor a data set that the hub "
             f"gave ({_one_line(error)})"
         ) from error
     for number, data in enumerate(rows):
