@@ -39,7 +39,9 @@ class HFRollout:
         Only the class and the configuration of `model` are read, so its parameters may be sharded.
         """
         config = copy.deepcopy(model.config)
-        config._attn_implementation = "sdpa"
+        # transformers' sdpa leaves out the softcap of attention scores (Gemma 2).
+        softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+        config._attn_implementation = "eager" if softcapped else "sdpa"
         config.use_cache = True
         with torch.device("meta"):
             skeleton = type(model)(config)

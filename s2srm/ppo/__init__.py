@@ -1,0 +1,1 @@
+"""Clipped PPO on token rewards: experience of a phase, then minibatch updates."""

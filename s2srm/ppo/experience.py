@@ -1,0 +1,148 @@
+"""What a phase's responses are worth: logprobs, values, rewards, advantages.
+
+Old logprobs come from the training engine's forward over the very micro-batches of the first
+epoch, so that the ratio of the first minibatch is 1. Logprobs of policy and reference are those of
+logits / temperature, which is what was sampled from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s2srm.config import PPOConfig
+from s2srm.engine.base import Engine, map_microbatches
+from s2srm.packing import Packed, pack
+from s2srm.ppo.kl import k1, k3
+from s2srm.ppo.plan import Minibatch, Rollouts
+from s2srm.ppo.whitening import whiten
+from s2srm.rewards.base import RewardBatch, rows_of
+from s2srm_kernels import gae
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One phase of this rank: B responses with N tokens, in the order of `rollouts`.
+
+    reward        of the reward model, KL not subtracted
+    old_logprobs  (N,) nats, of the policy that sampled
+    k1, k3        (N,) nats, KL estimates between policy and reference
+    values        (N,) of the critic before every token
+    advantages    (N,) whitened over all ranks if asked for
+    returns       (N,) advantages before whitening + values: what the critic learns
+    """
+
+    rollouts: Rollouts
+    reward: RewardBatch
+    cu_rows: Tensor
+    old_logprobs: Tensor
+    k1: Tensor
+    k3: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def collect_experience(
+    policy: Engine,
+    reference: Engine,
+    critic: Engine,
+    rollouts: Rollouts,
+    reward: RewardBatch,
+    first_epoch: list[Minibatch],
+    kl_coef: float,
+    cfg: PPOConfig,
+) -> Experience:
+    """Score this rank's responses; all ranks must call it.
+
+    Args:
+        reward: of `rollouts`, in their order.
+        first_epoch: the plan of the first pass over the phase; it covers every response once.
+        kl_coef: beta of r_t - beta * k1_t.
+    """
+    groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
+    segments = rollouts.segments()
+    batches = [pack([segments[i] for i in group]).to(policy.device) for group in groups]
+    order = [i for group in groups for i in group]
+    row_order = rows_of(reward.cu_rows, order).argsort().to(policy.device)
+    sequence_order = torch.tensor(order, dtype=torch.int64).argsort().to(policy.device)
+
+    def logprobs(engine: Engine) -> Tensor:
+        def forward(batch: Packed) -> Tensor:
+            return engine(
+                batch, "logprobs", with_entropy=False, temperature=cfg.sampling.temperature
+            ).logprobs
+
+        return _in_order(map_microbatches(engine, batches, forward), row_order)
+
+    def read_values(batch: Packed) -> tuple[Tensor, Tensor]:
+        values = critic(batch)
+        return values[batch.rows], values[batch.last]
+
+    old_logprobs, ref_logprobs = logprobs(policy), logprobs(reference)
+    pairs = map_microbatches(critic, batches, read_values)
+    values = _in_order([rows for rows, _ in pairs], row_order)
+    last_values = _in_order([last for _, last in pairs], sequence_order)
+    finished = torch.tensor(
+        [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
+    )
+    kl = k1(old_logprobs, ref_logprobs)
+    advantages, returns = advantages_and_returns(
+        reward, kl.to(values.dtype), kl_coef, values, last_values, finished, cfg.gamma, cfg.lam
+    )
+    return Experience(
+        rollouts=rollouts,
+        reward=reward,
+        cu_rows=reward.cu_rows,
+        old_logprobs=old_logprobs,
+        k1=kl,
+        k3=k3(old_logprobs, ref_logprobs),
+        values=values,
+        advantages=whiten(advantages) if cfg.whiten_advantages else advantages,
+        returns=returns,
+    )
+
+
+def advantages_and_returns(
+    reward: RewardBatch,
+    kl: Tensor,
+    kl_coef: float,
+    values: Tensor,
+    last_values: Tensor,
+    finished: Tensor,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    """GAE of r_t - beta * kl_t, the rewards already clipped.
+
+    Past the end of a finished response there is nothing: bootstrap 0. A truncated one would have
+    gone on: it bootstraps from the critic's value after its last token.
+
+    Args:
+        kl, values: (N,).
+        last_values: (B,), the critic's value after the last token.
+        finished: (B,) bool.
+
+    Returns:
+        (advantages (N,), returns (N,)).
+    """
+    if values.numel() == 0:
+        return values, values
+    advantages, returns = gae(
+        reward.rewards.to(values.dtype) - kl_coef * kl,
+        values,
+        reward.cu_rows,
+        gamma=gamma,
+        lam=lam,
+        bootstrap=torch.where(finished, torch.zeros_like(last_values), last_values),
+    )
+    return advantages, returns
+
+
+def _in_order(pieces: list[Tensor], inverse: Tensor) -> Tensor:
+    """Micro-batches' rows end to end, put back into the order of the responses."""
+    if not pieces:
+        return torch.empty(0, device=inverse.device)
+    return torch.cat(pieces)[inverse]

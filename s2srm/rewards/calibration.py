@@ -1,0 +1,44 @@
+"""One unit for every reward: the standard deviation of the sequence sum under the initial policy.
+
+KL coefficients then mean the same for every reward model. The mean is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from s2srm import distributed
+from s2srm.errors import UserError
+
+
+def unit_std_scale(raw_sum: Tensor) -> float:
+    """1 / standard deviation of the sequence sums of all ranks (divided by their number).
+
+    Args:
+        raw_sum: (B,) this rank's raw sequence sums; a rank may have none.
+
+    Raises UserError if there are fewer than two in all, or if they are all the same.
+    """
+    sums = raw_sum.double()
+    totals = distributed.sum_over_ranks(
+        torch.stack([torch.ones_like(sums).sum(), sums.sum()])
+    ).tolist()
+    count, mean = int(totals[0]), totals[1] / max(totals[0], 1.0)
+    if count < 2:
+        raise UserError(
+            f"reward.scale unit_std needs at least 2 responses to measure a standard deviation, "
+            f"got {count}; raise reward.calibration_prompts"
+        )
+    variance = float(distributed.sum_over_ranks(((sums - mean) ** 2).sum())) / count
+    std = math.sqrt(variance)
+    # Equal sums differ in the mean's last bits only.
+    if not math.isfinite(std) or std <= 1e-7 * max(1.0, abs(mean)):
+        raise UserError(
+            f"reward.scale unit_std: all {count} responses of the initial policy got the reward "
+            f"sum {mean:.6g}, so there is no unit to scale by; the reward model does not tell them "
+            "apart (take reward.scale none, another reward model, or a higher temperature)"
+        )
+    return 1.0 / std

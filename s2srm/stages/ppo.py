@@ -1,0 +1,118 @@
+"""PPO on the reward of a seq2seq or a scalar reward model.
+
+A phase: sample responses, score them, subtract the KL to the reference, estimate advantages, and
+take ppo_epochs passes of minibatch steps with policy and critic. Left out: pretraining mix-in,
+value-function sharing, early stopping inside a phase, resuming.
+"""
+
+from __future__ import annotations
+
+import time
+
+from s2srm import distributed
+from s2srm.config import PPOConfig
+from s2srm.metrics import RunLogger
+from s2srm.ppo.experience import Experience, collect_experience
+from s2srm.ppo.kl import KLController
+from s2srm.ppo.metrics import TokenMeans, phase_metrics
+from s2srm.ppo.plan import Minibatch, Rollouts, permutation, plan_epoch
+from s2srm.ppo.update import update
+from s2srm.rewards.calibration import unit_std_scale
+from s2srm.runs import RunResult
+from s2srm.stages.ppo_sampler import Sampler
+from s2srm.stages.ppo_samples import sample_rows
+from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
+
+
+def run(cfg: PPOConfig) -> RunResult:
+    """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
+    inputs = prepare(cfg)
+    models = load_models(cfg, inputs)
+    sampler = Sampler(models.policy, inputs.prompts, inputs.template.eos_id, cfg)
+    controller = KLController(cfg.kl)
+    with RunLogger(inputs.output, cfg.log, cfg.total_steps, f"PPO ({cfg.reward.kind})") as logger:
+        scale = calibrate(models, sampler, cfg)
+        for phase in range(cfg.total_steps):
+            metrics = run_phase(phase, models, sampler, controller, inputs, cfg, logger)
+            metrics["reward/scale"] = scale
+            logger.row(phase + 1, metrics)
+            logger.advance(
+                tokens=int(metrics["response/tokens"]),
+                reward=metrics["reward/sum_mean"],
+                kl=metrics["kl/per_response"],
+                length=metrics["response/length_mean"],
+            )
+    models.policy.save(inputs.output, inputs.tokenizer, inputs.template)
+    models.critic.save(inputs.output / "critic", inputs.tokenizer, inputs.template)
+    distributed.barrier()
+    return RunResult(inputs.output, logger.last)
+
+
+def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
+    """Scale the reward to unit standard deviation over responses of the initial policy."""
+    scale = 1.0
+    if cfg.reward.scale == "unit_std":
+        rollouts = sampler.calibration()
+        scale = unit_std_scale(models.reward(rollouts.prompts, rollouts.responses).raw_sum)
+        models.reward.calibrate(scale)
+    return scale
+
+
+def run_phase(
+    phase: int,
+    models: Models,
+    sampler: Sampler,
+    controller: KLController,
+    inputs: Inputs,
+    cfg: PPOConfig,
+    logger: RunLogger | None = None,
+) -> dict[str, float]:
+    """One phase of PPO; returns its metrics, the same on every rank."""
+    started = time.perf_counter()
+    rollouts = sampler.phase(phase)
+    sampled = time.perf_counter()
+
+    reward = models.reward(rollouts.prompts, rollouts.responses)
+    first_epoch = epoch_plan(rollouts, phase, 0, cfg)
+    coef = controller.coef
+    experience = collect_experience(
+        models.policy, models.reference, models.critic, rollouts, reward, first_epoch, coef, cfg
+    )
+    metrics = phase_metrics(experience) | {"kl/coef": coef}
+    controller.update(metrics["kl/per_response"], cfg.rollout_size)
+    if logger is not None and is_sample_phase(phase, cfg):
+        logger.samples(phase + 1, sample_rows(experience, models.reward, inputs.tokenizer))
+    scored = time.perf_counter()
+
+    metrics |= learn(phase, models, experience, first_epoch, cfg)
+    ended = time.perf_counter()
+    return metrics | {
+        "time/rollout_s": sampled - started,
+        "time/reward_s": scored - sampled,
+        "time/update_s": ended - scored,
+        "time/tokens_per_s": metrics["response/tokens"] / (ended - started),
+    }
+
+
+def learn(
+    phase: int, models: Models, experience: Experience, first_epoch: list[Minibatch], cfg: PPOConfig
+) -> dict[str, float]:
+    """ppo_epochs passes over the phase, each in another order."""
+    policy = models.policy if phase >= cfg.critic_warmup_steps else None
+    means = TokenMeans(models.critic.device)
+    found: dict[str, float] = {}
+    for epoch in range(cfg.ppo_epochs):
+        plan = first_epoch if epoch == 0 else epoch_plan(experience.rollouts, phase, epoch, cfg)
+        found |= update(policy, models.critic, experience, plan, cfg, means, first_epoch=epoch == 0)
+    return found | means.reduce()
+
+
+def epoch_plan(rollouts: Rollouts, phase: int, epoch: int, cfg: PPOConfig) -> list[Minibatch]:
+    """The minibatches of one pass over a phase, from the seed that all ranks share."""
+    order = permutation(cfg.rollout_size, cfg.seed, phase, epoch)
+    return plan_epoch(rollouts, order, cfg.minibatch_size, cfg.microbatch_tokens)
+
+
+def is_sample_phase(phase: int, cfg: PPOConfig) -> bool:
+    """Every samples_every phases, the first and the last."""
+    return phase % cfg.samples_every == 0 or phase == cfg.total_steps - 1

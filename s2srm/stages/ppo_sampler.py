@@ -1,0 +1,60 @@
+"""This rank's share of a phase's prompts, answered by the current policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from s2srm import distributed
+from s2srm.config import PPOConfig
+from s2srm.engine import Engine
+from s2srm.ppo.plan import Rollouts, permutation, prompt_schedule
+from s2srm.rollout.base import sampling_seed
+from s2srm.rollout.hf import HFRollout, named_tensors
+
+CALIBRATION_PHASE = -1
+"""Calibration's own number in the seeds; training phases count from 0."""
+_CALIBRATION_SHUFFLE = -2
+
+
+class Sampler:
+    """Rollouts whose prompts, seeds and responses do not depend on the number of ranks."""
+
+    def __init__(
+        self, policy: Engine, prompts: Sequence[Sequence[int]], eos_id: int, cfg: PPOConfig
+    ) -> None:
+        """
+        policy: around a PackedCausalLM; its weights are gathered once for each call.
+        prompts: token ids of all prompts of the data, on every rank.
+        """
+        self.policy = policy
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.eos_id = eos_id
+        self.cfg = cfg
+        self.generator = HFRollout.without_weights(self._lm())
+
+    def phase(self, phase: int) -> Rollouts:
+        """Responses to the phase's next rollout_size prompts; all ranks must call it."""
+        chosen = prompt_schedule(len(self.prompts), self.cfg.rollout_size, self.cfg.seed, phase)
+        return self._sample(chosen, phase)
+
+    def calibration(self) -> Rollouts:
+        """One response to each of calibration_prompts prompts, or of all if there are fewer."""
+        order = permutation(len(self.prompts), self.cfg.seed, _CALIBRATION_SHUFFLE, 0)
+        return self._sample(order[: self.cfg.reward.calibration_prompts], CALIBRATION_PHASE)
+
+    def _sample(self, chosen: Sequence[int], phase: int) -> Rollouts:
+        index = list(range(distributed.rank(), len(chosen), distributed.world_size()))
+        prompts = [self.prompts[chosen[i]] for i in index]
+        seeds = [sampling_seed(self.cfg.seed, phase, i) for i in index]
+        with self.policy.gathered():
+            self.generator.update_weights(named_tensors(self._lm()))
+            responses = self.generator.generate(prompts, seeds, self.cfg.sampling, self.eos_id)
+            self.generator.drop_weights()
+        return Rollouts(index, prompts, responses)
+
+    def _lm(self) -> PreTrainedModel:
+        lm = self.policy.module.lm
+        assert isinstance(lm, PreTrainedModel)
+        return lm

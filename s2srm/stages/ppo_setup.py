@@ -1,0 +1,176 @@
+"""Everything of PPO before the first phase: inputs checked without weights, then models loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from s2srm import distributed
+from s2srm.config import ModelConfig, PPOConfig
+from s2srm.data.compat import check_same_tokenizer
+from s2srm.data.examples import tokenise_prompts
+from s2srm.data.loading import load_prompts
+from s2srm.data.templates import Template
+from s2srm.engine import Engine, build_engine
+from s2srm.engine.build import engine_kind
+from s2srm.errors import UserError
+from s2srm.models.load import load_causal_lm, load_config, load_tokenizer, load_value_model
+from s2srm.models.value import SCORE_FILE
+from s2srm.rewards.base import RewardModel
+from s2srm.rewards.scalar import ScalarReward
+from s2srm.rewards.seq2seq import Seq2SeqReward
+from s2srm.runs import prepare_output
+from s2srm.training import log_rows
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads before any weight: its folder, tokenizer, template and prompts as ids."""
+
+    output: Path
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The four models of PPO; reference and reward are frozen."""
+
+    policy: Engine
+    reference: Engine
+    critic: Engine
+    reward: RewardModel
+
+
+def prepare(cfg: PPOConfig) -> Inputs:
+    """Check and read everything but the weights. UserError for whatever does not fit together."""
+    distributed.start()
+    engine_kind(cfg.engine)
+    _check_values(cfg)
+    config = load_config(cfg.policy, "policy.path")
+    rm_config = load_config(cfg.reward.model, "reward.model.path")
+    tokenizer = load_tokenizer(cfg.policy, "policy.path")
+    template = Template.build(tokenizer, cfg.template)
+    _check_reward_model(cfg, tokenizer, template)
+    for key, path in (("reference", cfg.reference), ("critic.path", cfg.critic.path)):
+        if path is not None:
+            other = replace(cfg.policy, path=path)
+            check_same_tokenizer(tokenizer, load_tokenizer(other, key), f"{key} {path}")
+    rows, report = load_prompts(cfg.data)
+    tokenised, num_long = tokenise_prompts(
+        rows, tokenizer, template, cfg.data, getattr(config, "max_position_embeddings", None)
+    )
+    log_rows(cfg.data, tokenised, report, num_long)
+    prompts = [list(row.prompt) for row in tokenised]
+    longest = max(len(prompt) for prompt in prompts)
+    check_positions(cfg, template, longest, config, rm_config)
+    return Inputs(prepare_output(cfg), tokenizer, template, prompts)
+
+
+def load_models(cfg: PPOConfig, inputs: Inputs) -> Models:
+    """The four models, each from its own folder; a fresh critic's head starts at 0."""
+    policy_steps, critic_steps = optimiser_steps(cfg)
+    policy = build_engine(
+        lambda zero: load_causal_lm(cfg.policy, zero_config=zero, train=True),
+        cfg.engine,
+        cfg.optim,
+        policy_steps,
+    )
+    reference_cfg = replace(cfg.policy, path=cfg.reference or cfg.policy.path)
+    reference = build_engine(
+        lambda zero: load_causal_lm(reference_cfg, zero_config=zero, train=False),
+        cfg.engine,
+        None,
+    )
+    critic_cfg = replace(cfg.policy, path=cfg.critic.path or cfg.policy.path)
+    critic = build_engine(
+        lambda zero: load_value_model(critic_cfg, zero_config=zero, train=True, init="zero"),
+        cfg.engine,
+        cfg.critic.optim,
+        critic_steps,
+    )
+    return Models(policy, reference, critic, _load_reward(cfg, inputs.template))
+
+
+def optimiser_steps(cfg: PPOConfig) -> tuple[int, int]:
+    """(of the policy, of the critic) over the whole run: what their schedules decay over."""
+    per_phase = cfg.ppo_epochs * math.ceil(cfg.rollout_size / cfg.minibatch_size)
+    policy_phases = max(0, cfg.total_steps - cfg.critic_warmup_steps)
+    return max(1, policy_phases * per_phase), cfg.total_steps * per_phase
+
+
+def check_positions(
+    cfg: PPOConfig,
+    template: Template,
+    longest_prompt: int,
+    config: PretrainedConfig,
+    rm_config: PretrainedConfig,
+) -> None:
+    """UserError if the longest prompt with the longest response does not fit into a model."""
+    response = cfg.sampling.max_new_tokens
+    needs = {"policy": (cfg.policy, config, longest_prompt + response)}
+    length = longest_prompt + response
+    if cfg.reward.kind == "seq2seq":
+        length += len(template.separator_ids) + response
+    needs["reward.model"] = (cfg.reward.model, rm_config, length)
+    for key, (model, model_config, need) in needs.items():
+        limit = getattr(model_config, "max_position_embeddings", None)
+        if limit is not None and need > limit:
+            raise UserError(
+                f"{key} {model.path} has {limit} positions, but the longest prompt "
+                f"({longest_prompt} tokens) with sampling.max_new_tokens {response} needs {need}; "
+                "lower data.max_prompt_tokens (with data.on_long_row skip) or "
+                "sampling.max_new_tokens"
+            )
+
+
+def _check_values(cfg: PPOConfig) -> None:
+    """What would otherwise fail late or train on nonsense."""
+    if not cfg.sampling.temperature > 0:
+        raise UserError(
+            f"sampling.temperature must be greater than 0 for PPO, got {cfg.sampling.temperature}"
+        )
+    for key in ("total_steps", "rollout_size", "minibatch_size", "ppo_epochs"):
+        if getattr(cfg, key) < 1:
+            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+
+
+def _check_reward_model(
+    cfg: PPOConfig, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> None:
+    """The RM reads the policy's ids, so tokenizer and template must be the same."""
+    path = cfg.reward.model.path
+    where = f"reward.model.path {path}"
+    check_same_tokenizer(tokenizer, load_tokenizer(cfg.reward.model, "reward.model.path"), where)
+    template.check_same(Template.load(path), where)
+    has_score = (Path(path) / SCORE_FILE).is_file()
+    if cfg.reward.kind == "scalar" and not has_score:
+        raise UserError(f"{where} has no {SCORE_FILE}: it is not a scalar reward model")
+    if cfg.reward.kind == "seq2seq" and has_score:
+        raise UserError(f"{where} has a {SCORE_FILE}: it is a scalar RM; set reward.kind scalar")
+
+
+def _load_reward(cfg: PPOConfig, template: Template) -> RewardModel:
+    model: ModelConfig = cfg.reward.model
+
+    def factory(zero: dict[str, Any] | None) -> Any:
+        if cfg.reward.kind == "scalar":
+            return load_value_model(model, zero_config=zero, train=False, init="saved")
+        return load_causal_lm(model, zero_config=zero, train=False)
+
+    engine = build_engine(factory, cfg.engine, None)
+    if cfg.reward.kind == "scalar":
+        return ScalarReward(engine, cfg.reward, microbatch_tokens=cfg.microbatch_tokens)
+    return Seq2SeqReward(
+        engine,
+        template,
+        cfg.reward,
+        microbatch_tokens=cfg.microbatch_tokens,
+        max_correction_tokens=cfg.sampling.max_new_tokens,
+        generation_batch_size=cfg.sampling.batch_size,
+    )
