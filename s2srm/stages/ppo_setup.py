@@ -59,17 +59,12 @@ def prepare(cfg: PPOConfig) -> Inputs:
     _check_reward_model(cfg, tokenizer, template)
     for key, path in (("reference", cfg.reference), ("critic.path", cfg.critic.path)):
         if path is not None:
-            other = replace(cfg.policy, path=path)
-            check_same_tokenizer(tokenizer, load_tokenizer(other, key), f"{key} {path}")
+            _check_tokenizer(cfg, tokenizer, replace(cfg.policy, path=path), key)
     rows, report = load_prompts(cfg.data)
-    tokenised, num_long = tokenise_prompts(
-        rows, tokenizer, template, cfg.data, getattr(config, "max_position_embeddings", None)
-    )
+    limit, reserve = position_limit(cfg, template, config, rm_config)
+    tokenised, num_long = tokenise_prompts(rows, tokenizer, template, cfg.data, limit, reserve)
     log_rows(cfg.data, tokenised, report, num_long)
-    prompts = [list(row.prompt) for row in tokenised]
-    longest = max(len(prompt) for prompt in prompts)
-    check_positions(cfg, template, longest, config, rm_config)
-    return Inputs(prepare_output(cfg), tokenizer, template, prompts)
+    return Inputs(prepare_output(cfg), tokenizer, template, [row.prompt for row in tokenised])
 
 
 def load_models(cfg: PPOConfig, inputs: Inputs) -> Models:
@@ -104,29 +99,23 @@ def optimiser_steps(cfg: PPOConfig) -> tuple[int, int]:
     return max(1, policy_phases * per_phase), cfg.total_steps * per_phase
 
 
-def check_positions(
-    cfg: PPOConfig,
-    template: Template,
-    longest_prompt: int,
-    config: PretrainedConfig,
-    rm_config: PretrainedConfig,
-) -> None:
-    """UserError if the longest prompt with the longest response does not fit into a model."""
+def position_limit(
+    cfg: PPOConfig, template: Template, config: PretrainedConfig, rm_config: PretrainedConfig
+) -> tuple[int | None, int]:
+    """(positions of a model, positions needed after the prompt) where the prompt has least room.
+
+    The policy needs room for a response, a seq2seq RM for response, separator and response.
+    """
     response = cfg.sampling.max_new_tokens
-    needs = {"policy": (cfg.policy, config, longest_prompt + response)}
-    length = longest_prompt + response
+    after_rm = response
     if cfg.reward.kind == "seq2seq":
-        length += len(template.separator_ids) + response
-    needs["reward.model"] = (cfg.reward.model, rm_config, length)
-    for key, (model, model_config, need) in needs.items():
-        limit = getattr(model_config, "max_position_embeddings", None)
-        if limit is not None and need > limit:
-            raise UserError(
-                f"{key} {model.path} has {limit} positions, but the longest prompt "
-                f"({longest_prompt} tokens) with sampling.max_new_tokens {response} needs {need}; "
-                "lower data.max_prompt_tokens (with data.on_long_row skip) or "
-                "sampling.max_new_tokens"
-            )
+        after_rm += len(template.separator_ids) + response
+    needs = [
+        (getattr(config, "max_position_embeddings", None), response),
+        (getattr(rm_config, "max_position_embeddings", None), after_rm),
+    ]
+    known = [(limit, after) for limit, after in needs if limit is not None]
+    return min(known, key=lambda need: need[0] - need[1]) if known else (None, after_rm)
 
 
 def _check_values(cfg: PPOConfig) -> None:
@@ -140,13 +129,20 @@ def _check_values(cfg: PPOConfig) -> None:
             raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
 
 
+def _check_tokenizer(
+    cfg: PPOConfig, tokenizer: PreTrainedTokenizerBase, other: ModelConfig, key: str
+) -> None:
+    """Every model reads the ids that the policy sampled."""
+    check_same_tokenizer(tokenizer, load_tokenizer(other, key), cfg.policy.path, other.path)
+
+
 def _check_reward_model(
     cfg: PPOConfig, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> None:
-    """The RM reads the policy's ids, so tokenizer and template must be the same."""
+    """Its ids are the policy's, its separator the configured one, its kind the configured one."""
     path = cfg.reward.model.path
     where = f"reward.model.path {path}"
-    check_same_tokenizer(tokenizer, load_tokenizer(cfg.reward.model, "reward.model.path"), where)
+    _check_tokenizer(cfg, tokenizer, cfg.reward.model, "reward.model.path")
     template.check_same(Template.load(path), where)
     has_score = (Path(path) / SCORE_FILE).is_file()
     if cfg.reward.kind == "scalar" and not has_score:
