@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from s2srm.config import EngineConfig, ModelConfig, RewardConfig, TokenRewardConfig
+from s2srm.data.compat import check_same_tokenizer
 from s2srm.data.schema import PromptText
 from s2srm.data.templates import Template
 from s2srm.engine.build import build_engine
@@ -62,6 +63,7 @@ class FeedbackModel:
         key: str = "rm",
     ) -> None:
         """key is the setting that UserErrors name. UserError if the folder holds no RM of ours."""
+        self._path = model.path
         self.tokenizer = load_tokenizer(model, f"{key}.path")
         self.template = Template.load(model.path)
         engine = build_engine(
@@ -88,8 +90,7 @@ class FeedbackModel:
 
     def check_same_tokenizer(self, other: PreTrainedTokenizerBase, where: str) -> None:
         """UserError where another model's token ids would mean other text to the RM."""
-        if other.get_vocab() != self.tokenizer.get_vocab():
-            raise UserError(f"{where}: its tokenizer differs from the reward model's")
+        check_same_tokenizer(other, self.tokenizer, where, self._path)
 
     def token_rewards(
         self, prompts: Sequence[list[int]], responses: Sequence[Response]

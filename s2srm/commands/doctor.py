@@ -1,0 +1,122 @@
+"""`s2srm doctor`: what is installed, and what will run on it. It reports and never fails."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+
+SUMMARY = "Versions, devices, and which backend each operation and attention will use."
+
+_GIB = 2**30
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print the tables."""
+    argparse.ArgumentParser(prog="s2srm doctor", description=SUMMARY).parse_args(argv)
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    sections = (
+        ("versions", versions()),
+        ("devices", devices()),
+        ("operations (impl=auto)", operations()),
+        ("attention (auto)", attention()),
+        ("tools", tools()),
+    )
+    for title, rows in sections:
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """Every package that shapes a result."""
+    from s2srm import runs
+
+    for name, version in runs.versions().items():
+        yield name, version or "not installed"
+
+
+def devices() -> Iterator[tuple[str, str]]:
+    """CPU and every CUDA device."""
+    import torch
+
+    yield (
+        "CPU",
+        f"{platform.machine()}, {os.cpu_count()} cores, torch threads {torch.get_num_threads()}",
+    )
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        yield (
+            "CUDA",
+            "none: " + ("no device found" if built else "this torch is built without CUDA"),
+        )
+        return
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        memory = properties.total_memory / _GIB
+        capability = f"{properties.major}.{properties.minor}"
+        yield f"cuda:{i}", f"{properties.name}, {memory:.0f} GiB, capability {capability}"
+
+
+def operations() -> Iterator[tuple[str, str]]:
+    """The implementation that `impl="auto"` takes on each kind of device that is here."""
+    import torch
+
+    import s2srm_kernels
+    from s2srm_kernels._operators import select
+
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for name in sorted(s2srm_kernels.__all__):
+        if not name.islower():
+            continue
+        chosen: list[str] = []
+        for kind in kinds:
+            overload = str(select(name, "auto", torch.device(kind))).rpartition(".")[2]
+            chosen.append(f"{kind}: {'reference' if overload == 'default' else overload}")
+        yield name, ", ".join(chosen)
+
+
+def attention() -> Iterator[tuple[str, str]]:
+    """What attention: auto becomes for each precision of the weights."""
+    import torch
+
+    from s2srm import distributed
+    from s2srm.models.attention import choose_attention
+
+    for dtype in (torch.float32, torch.bfloat16):
+        chosen = choose_attention("auto", distributed.device(), dtype)
+        yield str(dtype).removeprefix("torch."), chosen
+    for package in ("flash-attn", "flash-attn-3"):
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield package, "not installed"
+
+
+def tools() -> Iterator[tuple[str, str]]:
+    """What training on several ranks needs."""
+    gcc = shutil.which("gcc")
+    yield (
+        "gcc",
+        _first_line([gcc, "--version"]) if gcc else "not found; DeepSpeed on a CPU needs it",
+    )
+    has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+    yield "ZeRO training", "DeepSpeed" if has_deepspeed else "not possible: no DeepSpeed"
+
+
+def _first_line(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return next(
+        iter((result.stdout or result.stderr).splitlines()), f"exit code {result.returncode}"
+    )
