@@ -19,39 +19,34 @@ _PROBE = "It's 1234 o'clock,\n\n  said the Queen: \tÉtés naïfs, ½ 東京 �
 
 def check_same_tokenizer(
     policy_tok: PreTrainedTokenizerBase,
-    rm_tok: PreTrainedTokenizerBase,
-    policy_name: str,
-    rm_name: str,
+    other_tok: PreTrainedTokenizerBase,
+    other_name: str,
+    policy_name: str = "the policy",
 ) -> None:
-    """UserError naming the first difference: vocabulary size, token, special token, or encoding."""
-    fault = _difference(policy_tok, rm_tok, policy_name, rm_name)
+    """UserError naming the first difference: vocabulary size, token, special token, or encoding.
+
+    other_name says which model the second tokenizer belongs to, as "reward.model.path runs/rm".
+    """
+    fault = _difference(policy_tok, other_tok, policy_name)
     if fault is not None:
-        raise UserError(
-            f"the reward model {rm_name!r} does not have the tokenizer of the policy "
-            f"{policy_name!r}: {fault}"
-        )
+        raise UserError(f"{other_name} does not have the tokenizer of {policy_name}: {fault}")
 
 
 def _difference(
-    policy_tok: PreTrainedTokenizerBase,
-    rm_tok: PreTrainedTokenizerBase,
-    policy_name: str,
-    rm_name: str,
+    policy_tok: PreTrainedTokenizerBase, other_tok: PreTrainedTokenizerBase, policy_name: str
 ) -> str | None:
-    if len(policy_tok) != len(rm_tok):
-        return f"{len(policy_tok)} tokens in {policy_name!r}, {len(rm_tok)} in {rm_name!r}"
-    policy_vocab, rm_vocab = policy_tok.get_vocab(), rm_tok.get_vocab()
+    if len(policy_tok) != len(other_tok):
+        return f"it has {len(other_tok)} tokens, {policy_name} has {len(policy_tok)}"
+    policy_vocab, other_vocab = policy_tok.get_vocab(), other_tok.get_vocab()
     for token, token_id in sorted(policy_vocab.items(), key=lambda item: item[1]):
-        if rm_vocab.get(token) != token_id:
-            there = f"has id {rm_vocab[token]}" if token in rm_vocab else "does not exist"
-            return (
-                f"token {token!r} has id {token_id} in {policy_name!r} and {there} in {rm_name!r}"
-            )
+        if other_vocab.get(token) != token_id:
+            there = f"id {other_vocab[token]}" if token in other_vocab else "no id"
+            return f"token {token!r} has {there} in it, and id {token_id} in {policy_name}"
     for name in ("bos_token", "eos_token", "unk_token"):
-        mine, theirs = getattr(policy_tok, name), getattr(rm_tok, name)
+        mine, theirs = getattr(policy_tok, name), getattr(other_tok, name)
         if mine != theirs:
-            return f"{name} is {mine!r} in {policy_name!r} and {theirs!r} in {rm_name!r}"
-    if _probe(policy_tok) != _probe(rm_tok):
+            return f"its {name} is {theirs!r}, that of {policy_name} is {mine!r}"
+    if _probe(policy_tok) != _probe(other_tok):
         return f"the vocabularies agree, but {_PROBE!r} is encoded differently"
     return None
 

@@ -75,22 +75,20 @@ def rm_segments(
     correction_weight: float = 1.0,
     identity_weight: float = 1.0,
 ) -> list[Segment]:
-    """Correction and identity example of one triple, in that order.
+    """[correction, identity] of one triple, each with its weight; a weight may be 0.
 
-    A mapping of weight 0 is left out, so that no computation is spent on it. Source: method of
-    arXiv 2409.00162, Figure 2. ValueError for a negative weight or two zeros.
+    Source: arXiv 2409.00162, Figure 2. ValueError for a negative weight.
     """
-    if min(correction_weight, identity_weight) < 0 or correction_weight + identity_weight <= 0:
+    if min(correction_weight, identity_weight) < 0:
         raise ValueError(
-            "correction_weight and identity_weight must not be negative, nor both 0; got "
+            "correction_weight and identity_weight must not be negative, got "
             f"{correction_weight} and {identity_weight}"
         )
     segments: list[Segment] = []
     for source, weight in ((rejected_ids, correction_weight), (chosen_ids, identity_weight)):
-        if weight > 0:
-            read = template.rm_input(prompt_ids, source)
-            tokens = [*read, *chosen_ids, template.eos_id]
-            segments.append(Segment(tokens, start=len(read), weight=weight))
+        read = template.rm_input(prompt_ids, source)
+        tokens = [*read, *chosen_ids, template.eos_id]
+        segments.append(Segment(tokens, start=len(read), weight=weight))
     return segments
 
 
