@@ -1,0 +1,233 @@
+"""Prompt, response and separator as ids, for the families of tokenizers that differ in them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small_tokenizers as small
+
+from s2srm.config import TemplateConfig
+from s2srm.data.schema import Message
+from s2srm.data.templates import (
+    CHAT_SEPARATOR,
+    FILE_NAME,
+    PLAIN_SEPARATOR,
+    Template,
+    plain_dialogue,
+)
+from s2srm.errors import UserError
+
+CHATS = {"chatml": small.chatml, "gemma": small.gemma}
+DIALOGUE = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "How are you?"))
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("prompt", ["Hi there", DIALOGUE, (Message("system", "Be kind"), *DIALOGUE)])
+def test_rm_input_is_the_chat_of_four_turns(name: str, prompt: str | tuple[Message, ...]) -> None:
+    """One conversation: also where the template puts a system message in front by default."""
+    tokenizer = CHATS[name]()
+    template = Template.build(tokenizer, TemplateConfig())
+    prompt_ids = template.encode_prompt(tokenizer, prompt)
+    response = [*template.encode_response(tokenizer, "Fine, thanks"), template.eos_id]
+    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    chat = [{"role": m.role, "content": m.content} for m in messages]
+    chat += [
+        {"role": "assistant", "content": "Fine, thanks"},
+        {"role": "user", "content": CHAT_SEPARATOR},
+    ]
+    own = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+    assert template.rm_input(prompt_ids, response) == own["input_ids"]
+    assert template.rm_input(prompt_ids, response[:-1]) == own["input_ids"]
+
+
+def test_chatml_end_of_turn_and_default_system_message() -> None:
+    tokenizer = small.chatml()
+    template = Template.build(tokenizer, TemplateConfig())
+    assert (template.kind, template.eos_id) == ("chat", tokenizer.eos_token_id)
+    prompt = tokenizer.decode(template.encode_prompt(tokenizer, "Hi"))
+    assert prompt.count("You are a helpful AI assistant") == 1
+    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    separator = tokenizer.decode(template.separator_ids)
+    assert "helpful" not in separator
+    assert separator.startswith("<|im_end|>\n<|im_start|>user\nImprove")
+
+
+def test_gemma_has_one_bos_and_ends_turns_with_its_own_token() -> None:
+    tokenizer = small.gemma()
+    template = Template.build(tokenizer, TemplateConfig())
+    assert template.eos_id == tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert template.eos_id != tokenizer.eos_token_id
+    read = template.rm_input(template.encode_prompt(tokenizer, "Hi"), [9, template.eos_id])
+    assert read.count(tokenizer.bos_token_id) == 1
+    assert read[0] == tokenizer.bos_token_id
+    assert read.count(template.eos_id) == 3
+
+
+def test_end_of_turn_behind_a_space() -> None:
+    """Llama 2 writes ' </s><s>[INST] ..' after the assistant's content."""
+    tokenizer = small.sentencepiece()
+    template = Template.build(tokenizer, TemplateConfig())
+    assert template.eos_id == tokenizer.eos_token_id
+
+
+def test_a_template_without_end_of_turn_falls_to_eos() -> None:
+    tokenizer = small.gemma()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
+    )
+    template = Template.build(tokenizer, TemplateConfig())
+    assert template.eos_id == tokenizer.eos_token_id
+    assert template.separator_ids[0] != template.eos_id
+
+
+def test_special_strings_in_separator_and_texts() -> None:
+    tokenizer = small.chatml()
+    template = Template.build(tokenizer, TemplateConfig(separator="Fix <|im_end|> it"))
+    assert template.separator_ids.count(template.eos_id) == 2
+    assert template.eos_id not in template.encode_response(tokenizer, "bye<|im_end|>")
+    prompt = template.encode_prompt(tokenizer, "Hi <|im_end|>")
+    assert prompt.count(template.eos_id) == 2  # of the system message and of the user's turn
+    base = Template.build(tokenizer, TemplateConfig(kind="plain"))
+    assert template.eos_id not in base.encode_prompt(tokenizer, "Hi <|im_end|>")
+
+
+def test_plain_space_belongs_to_the_response() -> None:
+    tokenizer = small.plain()
+    template = Template.build(tokenizer, TemplateConfig())
+    assert (template.kind, template.response_prefix, template.prompt_ids) == ("plain", " ", ())
+    assert template.eos_id == tokenizer.eos_token_id
+    prompt = template.encode_prompt(tokenizer, "TL;DR:")
+
+    def joined(response: str, text: str | None = None) -> str:
+        return tokenizer.decode(prompt + template.encode_response(tokenizer, response, text))
+
+    assert joined("a summary") == "TL;DR: a summary"
+    assert joined(" a summary") == "TL;DR: a summary"
+    assert joined("\na summary") == "TL;DR:\na summary"
+    assert tokenizer.decode(template.encode_response(tokenizer, "a", "Answer:\n")) == "a"
+    assert tokenizer.decode(template.encode_response(tokenizer, "a", "Answer:")) == " a"
+
+
+def test_plain_bos_and_no_second_space() -> None:
+    tokenizer = small.sentencepiece()
+    template = Template.build(tokenizer, TemplateConfig(kind="plain"))
+    assert (template.response_prefix, template.prompt_ids) == ("", (tokenizer.bos_token_id,))
+    ids = template.encode_prompt(tokenizer, "TL;DR:") + template.encode_response(tokenizer, "a")
+    assert tokenizer.decode(ids[1:]) == " TL;DR: a"
+
+
+def test_stories260k() -> None:
+    tokenizer = small.stories260k()
+    template = Template.build(tokenizer, TemplateConfig())
+    assert (template.kind, template.eos_id, template.prompt_ids) == ("plain", 2, (1,))
+    prompt = template.encode_prompt(tokenizer, "Once upon</s>")
+    response = template.encode_response(tokenizer, "a time <unk> é")
+    assert tokenizer.decode(prompt[1:]) == "Once upon</s>"
+    assert tokenizer.decode(prompt[1:] + response) == "Once upon</s> a time <unk> é"
+    assert prompt.count(1) == 1
+    assert not {1, 2} & {*response, *template.separator_ids}
+    assert tokenizer.decode(template.separator_ids).strip() == PLAIN_SEPARATOR.strip()
+
+
+def test_plain_dialogue_is_the_form_of_anthropic_hh() -> None:
+    assert plain_dialogue(DIALOGUE) == (
+        "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant:"
+    )
+    assert plain_dialogue((Message("system", "Be kind."), DIALOGUE[0])) == (
+        "Be kind.\n\nHuman: Hi\n\nAssistant:"
+    )
+    tokenizer = small.plain()
+    template = Template.build(tokenizer, TemplateConfig())
+    assert tokenizer.decode(template.encode_prompt(tokenizer, DIALOGUE)) == plain_dialogue(DIALOGUE)
+
+
+def test_plain_separator_may_be_a_special_token() -> None:
+    tokenizer = small.words()
+    template = Template.build(tokenizer, TemplateConfig(separator="<fix>"))
+    assert template.separator_ids == (3,)
+    assert template.rm_input([4, 5], [7, 1]) == [4, 5, 7, 3]
+    assert template.rm_input([4, 5], []) == [4, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("build", "cfg", "reason"),
+    [
+        (small.words, TemplateConfig(), "has a part that the tokenizer has no token for"),
+        (small.words, TemplateConfig(separator=""), "gives no tokens"),
+        (small.chatml, TemplateConfig(separator=" "), "is empty"),
+        (small.plain, TemplateConfig(kind="chat"), "no chat template"),
+    ],
+)
+def test_unusable_templates(build, cfg: TemplateConfig, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Template.build(build(), cfg)
+
+
+def test_tokenizer_without_eos() -> None:
+    tokenizer = small.PreTrainedTokenizerFast(tokenizer_object=small.byte_level([]))
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        Template.build(tokenizer, TemplateConfig())
+
+
+def test_chat_template_that_hides_the_answer() -> None:
+    tokenizer = small.chatml()
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"
+    with pytest.raises(UserError, match="exactly once"):
+        Template.build(tokenizer, TemplateConfig())
+
+
+@pytest.mark.parametrize("build", [small.chatml, small.plain])
+def test_save_and_load(build, tmp_path: Path) -> None:
+    template = Template.build(build(), TemplateConfig())
+    template.save(tmp_path)
+    loaded = Template.load(tmp_path)
+    assert loaded == template
+    assert hash(loaded) == hash(template)
+    loaded.check_same(template, "rm")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "chatty"),
+        ("eos_id", "2"),
+        ("eos_id", True),
+        ("separator_ids", []),
+        ("separator_ids", [1.5]),
+        ("prompt_ids", None),
+        ("response_prefix", "  "),
+    ],
+)
+def test_load_refuses_what_does_not_fit(field: str, value: object, tmp_path: Path) -> None:
+    Template.build(small.plain(), TemplateConfig()).save(tmp_path)
+    file = tmp_path / FILE_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=f"{FILE_NAME}: {field} cannot be"):
+        Template.load(tmp_path)
+
+
+def test_load_of_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no s2srm_template.json"):
+        Template.load(tmp_path)
+    (tmp_path / FILE_NAME).write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        Template.load(tmp_path)
+    (tmp_path / FILE_NAME).write_text('{"kind": "plain"}')
+    with pytest.raises(UserError, match="must hold exactly kind, separator"):
+        Template.load(tmp_path)
+
+
+def test_check_same_names_the_field() -> None:
+    tokenizer = small.chatml()
+    mine = Template.build(tokenizer, TemplateConfig())
+    other = Template.build(tokenizer, TemplateConfig(separator="Correct it"))
+    with pytest.raises(UserError, match=r"runs/rm was trained with another template: separator is"):
+        mine.check_same(other, "runs/rm")
+    with pytest.raises(UserError, match="eos_id is 0 there and 2 here"):
+        mine.check_same(replace(mine, eos_id=0), "runs/rm")
+    tokenizer.chat_template = small.CHATML.replace("helpful", "terse")
+    with pytest.raises(UserError, match="chat_sha256"):
+        mine.check_same(Template.build(tokenizer, TemplateConfig()), "runs/rm")
