@@ -31,7 +31,9 @@ def start_alone() -> None:
     if dist.is_initialized():
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(
+        backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+    )
     atexit.register(_stop)
 
 
@@ -83,7 +85,7 @@ def max_over_ranks(value: int) -> int:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One small picklable object per rank, in rank order, on every rank (our own processes only)."""
+    """One small picklable object per rank, in rank order, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +54,10 @@ class DeepSpeedEngine(Engine):
         if optim is None:
             self.module.requires_grad_(False)
         self.optimizer = None if optim is None else build_optimizer(self.module, optim)
+        log_once(
+            f"DeepSpeed {self.deepspeed.__version__}: ZeRO-{self.stage}, "
+            f"{distributed.world_size()} ranks, offload {cfg.offload}"
+        )
         self.engine: Any
         self.engine, *_ = self.deepspeed.initialize(
             model=self.module,
@@ -97,6 +103,13 @@ class DeepSpeedEngine(Engine):
         return self.deepspeed.zero.GatheredParameters(sharded, modifier_rank=None)
 
 
+@cache
+def log_once(text: str) -> None:
+    """One line, on rank 0, however many engines there are."""
+    if distributed.is_main():
+        logger.info(text)
+
+
 def import_deepspeed() -> ModuleType:
     """Import deepspeed with its surroundings set right; the only import of it in the project."""
     if not torch.cuda.is_available():
@@ -107,7 +120,9 @@ def import_deepspeed() -> ModuleType:
         import deepspeed.ops
     except ImportError as error:
         raise UserError(f"engine.kind deepspeed: it cannot be imported: {error}") from error
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # torch 2.13 renames collectives that deepspeed 0.19 calls by their old names.
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

@@ -28,7 +28,7 @@ from s2srm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SDPA = "s2srm_sdpa"
+SDPA = "s2srm_packed"
 VARLEN = "s2srm_varlen"
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -97,14 +97,17 @@ def load_lm(
     _disable_dropout(config)
     attention = choose_attention(cfg.attention, distributed.device(), dtype)
     with _one_line(cfg.path), _zero_init(zero_config, dtype):
-        lm, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             cfg.path,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=cfg.trust_remote_code,
             output_loading_info=True,
+            # Reported by _check_loaded, with the names.
+            ignore_mismatched_sizes=True,
         )
+    lm, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     _check_loaded(info, cfg.path)
     lm.config.use_cache = False
     lm.requires_grad_(train)
@@ -125,10 +128,10 @@ def load_value_model(
     *,
     zero_config: dict[str, Any] | None = None,
     train: bool,
-    init: str = "zero",
+    init: Literal["zero", "normal", "saved"] = "zero",
     seed: int = 0,
 ) -> PackedValueModel:
-    """`load_lm` with a scalar head: the one saved in the folder, else a fresh one ("zero"/"normal").
+    """`load_lm` with a scalar head: the one saved in the folder, else a fresh one of kind `init`.
 
     UserError if init is "saved" and the folder has no score head.
     """

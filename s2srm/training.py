@@ -1,0 +1,227 @@
+"""The supervised loop that sft, rm and scalar-rm share: global batches, packed micro-batches.
+
+A stage is a `Task`: what a row becomes, its loss, its metrics. Everything that is averaged is
+averaged over all ranks and all micro-batches of a step, so that the number of ranks and the token
+budget change nothing but speed.
+
+Left out: resuming, early stopping and choosing a best checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from s2srm import distributed
+from s2srm.config import DataConfig, SupervisedConfig
+from s2srm.data.order import global_batches, num_steps, shard
+from s2srm.data.schema import LoadReport
+from s2srm.data.templates import Template
+from s2srm.engine import Engine, build_engine, map_microbatches, run_microbatches
+from s2srm.engine.build import engine_kind
+from s2srm.metrics import RunLogger
+from s2srm.models.load import load_config, load_tokenizer
+from s2srm.packing import Packed, Segment, pack, split_by_budget
+from s2srm.runs import RunResult, prepare_output
+
+logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
+Stats = Mapping[str, Tensor | float]
+"""Sums and counts that may be added over micro-batches and ranks."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Segments that must be in one micro-batch, and which kind of example they are."""
+
+    segments: tuple[Segment, ...]
+    kind: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments."""
+        return sum(len(s.tokens) for s in self.segments)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Packed units. row_kinds (N,) int64: the kind that each row of the batch belongs to."""
+
+    batch: Packed
+    row_kinds: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[Row]):
+    """What is known before any weight is loaded."""
+
+    output: Path
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    train: list[Row]
+    dev: list[Row]
+
+
+class Task(ABC, Generic[Row]):
+    """What distinguishes one supervised stage from another."""
+
+    title: str
+    """Shown beside the progress bar."""
+
+    @abstractmethod
+    def model(self, zero_config: dict[str, Any] | None) -> nn.Module:
+        """Load the model that is trained."""
+
+    @abstractmethod
+    def units(self, row: Row) -> list[Unit]:
+        """The examples of a row that are trained on."""
+
+    def dev_units(self, row: Row) -> list[Unit]:
+        """The examples of a held-out row."""
+        return self.units(row)
+
+    @abstractmethod
+    def weight(self, units: Iterable[Unit]) -> float:
+        """What the summed loss of these units is divided by, once added up over all ranks."""
+
+    @abstractmethod
+    def loss(
+        self, forward: Callable[..., Any], microbatch: Microbatch, weight: float
+    ) -> tuple[Tensor, Stats]:
+        """Scalar loss divided by the global weight, and statistics. Calls forward once."""
+
+    @abstractmethod
+    def score(self, forward: Callable[..., Any], microbatch: Microbatch) -> Stats:
+        """Statistics of held-out examples. Calls forward once."""
+
+    @abstractmethod
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Means from the added-up statistics of `loss` or `score`."""
+
+    def probe(self, engine: Engine, rows: Sequence[Row]) -> dict[str, float]:
+        """Further metrics of this rank's held-out rows, global over ranks. All ranks call it."""
+        return {}
+
+
+def prepare(
+    cfg: SupervisedConfig,
+    load_rows: Callable[[DataConfig, PreTrainedTokenizerBase, Template, int | None], list[Row]],
+) -> Prepared[Row]:
+    """Check and read everything but the weights, so that bad input is found at once."""
+    distributed.start()
+    engine_kind(cfg.engine)
+    config = load_config(cfg.model)
+    tokenizer = load_tokenizer(cfg.model)
+    template = Template.build(tokenizer, cfg.template)
+    output = prepare_output(cfg)
+    longest = getattr(config, "max_position_embeddings", None)
+    train = load_rows(cfg.data, tokenizer, template, longest)
+    dev: list[Row] = []
+    if cfg.eval_data is not None:
+        dev = load_rows(cfg.eval_data, tokenizer, template, longest)
+    return Prepared(output, tokenizer, template, train, dev)
+
+
+def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) -> None:
+    """Say how many rows there are, and how many were skipped and why."""
+    skipped = f"{report.num_bad} bad and {num_long} unusable rows skipped"
+    if report.first_bad_reason:
+        skipped += f" (first: {report.first_bad_reason})"
+    if distributed.is_main():
+        level = logging.WARNING if report.num_bad or num_long else logging.INFO
+        logger.log(level, "%s: %d rows; %s", cfg.path, num_rows, skipped)
+
+
+def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunResult:
+    """Train, evaluate, save; returns the run's folder and its last metrics."""
+    rank, world = distributed.rank(), distributed.world_size()
+    total = num_steps(len(data.train), cfg.batch_size, cfg.epochs, cfg.max_steps)
+    batches = global_batches(len(data.train), cfg.batch_size, cfg.seed, cfg.epochs, cfg.max_steps)
+    torch.manual_seed(cfg.seed)
+    engine = build_engine(task.model, cfg.engine, cfg.optim, total)
+    with RunLogger(data.output, cfg.log, total, task.title) as log:
+        if data.dev:
+            log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens))
+        for step, indices in enumerate(batches, start=1):
+            mine = [data.train[i] for i in shard(indices, rank, world)]
+            row = train_step(engine, task, mine, cfg.microbatch_tokens)
+            tokens = int(row.pop("tokens"))
+            is_due = step == total or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
+            if data.dev and is_due:
+                row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens)
+            log.row(step, row)
+            log.advance(tokens=tokens, loss=row["loss"])
+        engine.save(data.output, data.tokenizer, data.template)
+        return RunResult(data.output, dict(log.last))
+
+
+def train_step(
+    engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int
+) -> dict[str, float]:
+    """One optimiser step on this rank's rows (none is allowed); metrics are over all ranks."""
+    units = [unit for row in rows for unit in task.units(row)]
+    local = torch.tensor([task.weight(units)], dtype=torch.float64, device=engine.device)
+    weight = float(distributed.sum_over_ranks(local))
+    parts: list[Stats] = [{"tokens": sum(unit.num_tokens for unit in units)}]
+
+    def loss_fn(microbatch: Microbatch) -> Tensor:
+        loss, stats = task.loss(engine.train_forward, microbatch, weight)
+        parts.append({**stats, "loss": loss.detach()})
+        return loss
+
+    run_microbatches(engine, microbatches(units, budget, engine.device), loss_fn)
+    info = engine.step()
+    sums = add_up(parts, engine.device)
+    return {
+        **task.metrics(sums),
+        "loss": sums["loss"],
+        "grad_norm": info.grad_norm,
+        "lr": info.lr,
+        "tokens": sums["tokens"],
+    }
+
+
+def evaluate(engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int) -> dict[str, float]:
+    """Metrics of held-out rows over all ranks, under `eval/`."""
+    mine = rows[distributed.rank() :: distributed.world_size()]
+    units = [unit for row in mine for unit in task.dev_units(row)]
+    parts = map_microbatches(
+        engine,
+        microbatches(units, budget, engine.device),
+        lambda microbatch: task.score(engine, microbatch),
+    )
+    found = task.metrics(add_up(parts, engine.device)) | task.probe(engine, mine)
+    return {f"eval/{name}": value for name, value in found.items()}
+
+
+def microbatches(units: Sequence[Unit], budget: int, device: torch.device) -> list[Microbatch]:
+    """Pack units into micro-batches of at most `budget` tokens (a longer unit gets its own)."""
+    bins = split_by_budget([unit.num_tokens for unit in units], budget)
+    return [_microbatch([units[i] for i in chosen], device) for chosen in bins]
+
+
+def add_up(parts: Iterable[Stats], device: torch.device) -> dict[str, float]:
+    """Add statistics over micro-batches and ranks; a rank may have names that others lack."""
+    local: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            local[name] = local.get(name, 0.0) + float(value)
+    names = sorted({name for found in distributed.gather_objects(set(local)) for name in found})
+    values = torch.tensor([local.get(n, 0.0) for n in names], dtype=torch.float64, device=device)
+    return dict(zip(names, distributed.sum_over_ranks(values).tolist(), strict=True))
+
+
+def _microbatch(units: Sequence[Unit], device: torch.device) -> Microbatch:
+    segments = [segment for unit in units for segment in unit.segments]
+    kinds = torch.tensor([unit.kind for unit in units for _ in unit.segments])
+    counts = torch.tensor([segment.num_predicted for segment in segments])
+    return Microbatch(pack(segments).to(device), kinds.repeat_interleave(counts).to(device))
