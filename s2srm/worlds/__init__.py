@@ -1,8 +1,8 @@
 """Three miniature generated worlds in which every part of the pipeline can be seen to work.
 
 Each world has a vocabulary, prompts, a noisy writer whose demonstrations make the SFT policy, an
-annotator whose preferences carry a known bias, and a programmatic judge that knows the truth, shares
-no code with the annotator's bias, and trains no method.
+annotator whose preferences carry a bias of stated size, and a programmatic judge that knows the
+truth, has no such bias, and trains no method.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """What every miniature world has: splits, rows of data, a word tokenizer, files on disk.
 
-A world implements five things: its words, a prompt generator, a noisy writer, a biased annotator and
-a judge. Everything else is here. All text is words separated by single spaces, so that tokenising
-prompt, response and separator apart and concatenating the ids equals tokenising them together.
+A world implements six things: its words, a prompt generator, a perfect writer, a noisy writer, a
+biased annotator and a judge. Everything else is here. All text is words separated by single spaces,
+so that tokenising prompt, response and separator apart and concatenating the ids equals tokenising
+them together.
 
 Splits are disjoint by construction, whatever the sizes and seeds: a seen-family prompt belongs to
-train, dev or test by a hash of its text, and the out-of-distribution family generates texts that the
-seen family cannot.
+train, dev or test by a hash of its text, and the out-of-distribution family generates texts that
+the seen family cannot.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -115,8 +116,8 @@ class World(ABC):
             initializer_range=0.05,
             tie_word_embeddings=False,
             bos_token_id=None,
-            eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+            eos_token_id=tokenizer.backend_tokenizer.token_to_id(EOS),
+            pad_token_id=tokenizer.backend_tokenizer.token_to_id(PAD),
         )
 
     def prompts(self, n: int, seed: int, split: Split) -> list[str]:
@@ -195,7 +196,7 @@ class World(ABC):
         n: int,
         rng: random.Random,
         split: Split,
-        make=None,
+        make: Callable[[random.Random, bool], str] | None = None,
     ) -> Iterator[str]:
         """Draw n prompts of a split by rejection; distinct outside train."""
         if split not in SPLITS:

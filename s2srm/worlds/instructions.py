@@ -4,9 +4,9 @@
 answered by `FIG , GOAT , PEAR done`.
 
 The writer slips: items are dropped, swapped, repeated or replaced, the second operation, the format
-or the ending are forgotten (the ending more often than not). The annotator prefers the better of two
-answers and errs at a stated rate; it has no other bias. The judge gives partial credit for content in
-order, format and ending.
+or the ending are forgotten (the ending more often than not). The annotator prefers the better of
+two answers and errs at a stated rate; it has no other bias. The judge gives partial credit for
+content in order, format and ending.
 
 Out of distribution: pairs of operations that never occur together in that order in training. Left
 out: nested or conditional instructions.
@@ -24,8 +24,8 @@ from rapidfuzz.distance import Levenshtein
 from s2srm.worlds.base import Gold, World
 from s2srm.worlds.tokenizer import unique_words
 
-_ANIMALS = tuple(["ant", "bear", "cow", "deer", "eel", "fox", "goat", "hen"])
-_PLANTS = tuple(["apple", "beet", "corn", "date", "elm", "fig", "grape", "herb"])
+_ANIMALS = ("ant", "bear", "cow", "deer", "eel", "fox", "goat", "hen")
+_PLANTS = ("apple", "beet", "corn", "date", "elm", "fig", "grape", "herb")
 _ITEMS = (*_ANIMALS, *_PLANTS)
 _NUMBERS = tuple(str(number) for number in range(10))
 
@@ -154,7 +154,7 @@ class InstructionWorld(World):
         return (gap > 0) == (rng.random() < self.config.accuracy)
 
     def judge(self, prompt: str, response: str) -> Gold:
-        """content * (0.7 + 0.2 [format] + 0.1 [ending]).
+        """content * (7 + 2 [format] + 1 [ending]) / 10.
 
         content: 1 - edit distance / longer length, between the items answered and those asked for.
         """
@@ -165,9 +165,9 @@ class InstructionWorld(World):
         wanted = task.content(task.operations)
         content = Levenshtein.normalized_similarity(items, wanted or ["nothing"])
         format_kept = " ".join(words) == _render(items, task.format, "none") and bool(items)
-        score = content * (0.7 + 0.2 * format_kept + 0.1 * (ending == task.ending))
+        kept = 7 + 2 * format_kept + (ending == task.ending)
         return Gold(
-            score=score,
+            score=content * kept / 10,
             refused=False,
             harmful_prompt=None,
             safe=None,

@@ -3,13 +3,14 @@
 A post mixes facts about the title's person, true facts about others, and filler. The summary names
 the person and lists the facts: `mara moved to oslo and likes soup .`
 
-The writer is hasty (often stops after two facts), sometimes confuses a value with another one of the
-post, and sometimes pads with repeats, filler or other people's facts. The annotator counts right and
-wrong statements, forgives padding, and at equal quality prefers the longer summary. The judge is the
-F1 of statements, so padding costs precision.
+The writer is hasty (often stops after two facts), sometimes confuses a value with another one of
+the post, and sometimes pads with repeats, filler or other people's facts. The annotator counts
+right and wrong statements, forgives padding, and at equal quality prefers the longer summary. The
+judge is the F1 of statements, so padding costs precision.
 
-Out of distribution: people who never were a title in training, longer posts, and reported facts
-(`we heard that mara ...`). Left out: coreference and paraphrase; facts are stated as they appear.
+Out of distribution: relations that training never states about that title, longer posts, and
+reported facts (`we heard that mara ...`). Left out: coreference and paraphrase; facts are stated as
+they appear.
 """
 
 from __future__ import annotations
@@ -22,37 +23,21 @@ from typing import ClassVar
 from s2srm.worlds.base import Gold, World
 from s2srm.worlds.tokenizer import unique_words
 
-_TITLE_NAMES = tuple(
-    [
-        "mara",
-        "ivan",
-        "lena",
-        "omar",
-        "ruth",
-        "hugo",
-        "nina",
-        "paul",
-        "sara",
-        "timo",
-        "vera",
-        "yusuf",
-        "ada",
-        "boris",
-        "clara",
-        "dario",
-    ]
+_NAMES = (
+    *("mara", "ivan", "lena", "omar", "ruth", "hugo", "nina", "paul"),
+    *("sara", "timo", "vera", "yusuf", "ada", "boris", "clara", "dario"),
 )
-_OOD_NAMES = tuple(["elsa", "felix", "greta", "henry", "iris", "jonas"])
-_RELATIONS: dict[str, tuple[str, ...]] = {
-    "moved to": tuple(["oslo", "rome", "lima", "cairo", "delhi", "kyoto", "quito", "paris"]),
-    "bought a": tuple(["lamp", "boat", "drum", "coat", "clock", "tent", "desk", "bike"]),
-    "works as a": tuple(
-        ["baker", "nurse", "pilot", "judge", "miner", "tailor", "singer", "plumber"]
-    ),
-    "likes": tuple(["soup", "rice", "figs", "cheese", "honey", "bread", "plums", "mint"]),
-    "fears": tuple(["dogs", "bees", "heights", "storms", "snakes", "crowds", "ghosts", "needles"]),
-    "studies": tuple(["law", "music", "physics", "latin", "botany", "history", "logic", "poetry"]),
+_VALUES = {
+    "moved to": "oslo rome lima cairo delhi kyoto quito paris",
+    "bought a": "lamp boat coat clock tent desk bike kite",
+    "works as a": "baker nurse pilot judge miner tailor singer plumber",
+    "likes": "soup rice figs cheese honey bread plums mint",
+    "fears": "dogs bees heights storms snakes crowds ghosts needles",
+    "studies": "law music physics latin botany history logic poetry",
+    "plays the": "flute drum harp cello organ banjo trumpet violin",
+    "lost the": "keys ring map wallet ticket glove hat letter",
 }
+_RELATIONS = {relation: values.split() for relation, values in _VALUES.items()}
 _FILLER = (
     "the day was cold",
     "we heard a bell",
@@ -63,7 +48,6 @@ _FILLER = (
 )
 _ADVERBS = ("yesterday", "recently")
 _REPORTED = "we heard that"
-_NAMES = frozenset((*_TITLE_NAMES, *_OOD_NAMES))
 _WORDS_PER_STATEMENT = 4  # a longer statement counts as several, so run-on text is not free
 
 
@@ -105,24 +89,27 @@ class SummarizationWorld(World):
         self.config = config or SummarizationConfig()
 
     def words(self) -> list[str]:
-        values = (value for group in _RELATIONS.values() for value in group)
         return unique_words(
             "title : post tl;dr . and",
-            *_TITLE_NAMES,
-            *_OOD_NAMES,
+            *_NAMES,
             *_RELATIONS,
-            *values,
+            *_VALUES.values(),
             *_FILLER,
             *_ADVERBS,
             _REPORTED,
         )
 
     def make_prompt(self, rng: random.Random, ood: bool) -> str:
-        title = rng.choice(_OOD_NAMES if ood else _TITLE_NAMES)
-        others = rng.sample([name for name in (*_TITLE_NAMES, *_OOD_NAMES) if name != title], 2)
+        title = rng.choice(_NAMES)
+        others = rng.sample([name for name in _NAMES if name != title], 2)
         num_salient = rng.choice((3, 4, 5) if ood else (2, 3, 4))
         num_other = rng.choice((2, 3) if ood else (1, 2))
-        relations = rng.sample(list(_RELATIONS), num_salient)
+        kept_out = _kept_out(title)
+        relations = [relation for relation in _RELATIONS if relation not in kept_out]
+        if ood:
+            relations = [*kept_out, *rng.sample(relations, num_salient - len(kept_out))]
+        else:
+            relations = rng.sample(relations, num_salient)
         sentences: list[str] = []
         for relation in relations:
             sentences.append(_fact_sentence(rng, title, relation, ood))
@@ -192,6 +179,12 @@ class SummarizationWorld(World):
             length=len(response.split()),
             needed_length=len(self.reference_response(prompt).split()),
         )
+
+
+def _kept_out(name: str) -> tuple[str, str]:
+    """The two relations that no post of the seen family states about its title `name`."""
+    relations, i = list(_RELATIONS), _NAMES.index(name)
+    return relations[i % 8], relations[(i + 3) % 8]
 
 
 def _fact_sentence(rng: random.Random, name: str, relation: str, ood: bool) -> str:

@@ -1,9 +1,9 @@
 """A word-level tokenizer made from a list of words.
 
 Text is split at whitespace and each word is one token; decoding joins the words with spaces, so
-canonical text (single spaces) survives a round trip. There is no beginning-of-sequence token: prompts
-begin with a fixed word. The separator is an ordinary word, not a special token, so that it shows up
-in decoded text like any other.
+canonical text (single spaces) survives a round trip. There is no beginning-of-sequence token:
+prompts begin with a fixed word. The separator is an ordinary word, not a special token, so that it
+shows up in decoded text like any other.
 """
 
 from __future__ import annotations
