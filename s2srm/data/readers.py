@@ -145,7 +145,7 @@ def _read_json_lines(file: Path) -> Iterator[Row]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
-            yield _parse_line(line, str(file), f":{number}")
+            yield _parse_line(line.rstrip(b"\r\n"), str(file), f":{number}")
 
 
 def _parse_line(line: bytes, source: str, place: str) -> Row:
@@ -154,7 +154,7 @@ def _parse_line(line: bytes, source: str, place: str) -> Row:
     except UnicodeDecodeError as error:
         return Row(source, place, error=f"not UTF-8 text (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
-        return Row(source, place, error=f"not valid JSON ({error.msg} at column {error.colno})")
+        return Row(source, place, error=f"not valid JSON ({_words(error)} at column {error.colno})")
     except (ValueError, RecursionError) as error:  # numbers of 5000 digits, lists 1000 deep
         return Row(source, place, error=f"not valid JSON ({_one_line(error)})")
     return _object_row(value, source, place)
@@ -190,7 +190,7 @@ def _read_json_list(file: Path) -> Iterator[Row]:
         try:
             value, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise _broken(file, text, error.pos, error.msg) from None
+            raise _broken(file, text, error.pos, _words(error)) from None
         except (ValueError, RecursionError) as error:
             raise _broken(file, text, at, _one_line(error)) from None
         yield _object_row(value, str(file), f":{line}")
@@ -209,6 +209,11 @@ def _skip_space(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
+
+
+def _words(error: json.JSONDecodeError) -> str:
+    """The parser's message; some end in "at", with the place to follow."""
+    return error.msg.removesuffix(" at")
 
 
 def _one_line(error: BaseException) -> str:

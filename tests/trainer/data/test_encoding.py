@@ -53,8 +53,9 @@ def test_render_equals_the_tokenizers_own_encoding(name: str) -> None:
     own = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
     assert encode_rendered(tokenizer, rendered) == own["input_ids"]
     # The way by pieces, which only conversations with special strings need, gives the same.
-    assert encode_rendered(tokenizer, Rendered(rendered.text, {"\U000f0000": "-"})) == (
-        own["input_ids"]
+    assert (
+        encode_rendered(tokenizer, Rendered(rendered.text, {"\U000f0000": "-"}))
+        == (own["input_ids"])
     )
 
 

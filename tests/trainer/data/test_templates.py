@@ -25,7 +25,9 @@ DIALOGUE = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user"
 
 
 @pytest.mark.parametrize("name", CHATS)
-@pytest.mark.parametrize("prompt", ["Hi there", DIALOGUE, (Message("system", "Be kind"), *DIALOGUE)])
+@pytest.mark.parametrize(
+    "prompt", ["Hi there", DIALOGUE, (Message("system", "Be kind"), *DIALOGUE)]
+)
 def test_rm_input_is_the_chat_of_four_turns(name: str, prompt: str | tuple[Message, ...]) -> None:
     """One conversation: also where the template puts a system message in front by default."""
     tokenizer = CHATS[name]()
@@ -210,7 +212,7 @@ def test_load_refuses_what_does_not_fit(field: str, value: object, tmp_path: Pat
 
 
 def test_load_of_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no s2srm_template.json"):
+    with pytest.raises(UserError, match=r"has no s2srm_template\.json"):
         Template.load(tmp_path)
     (tmp_path / FILE_NAME).write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
