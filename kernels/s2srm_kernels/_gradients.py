@@ -6,7 +6,8 @@ mean log p over the vocabulary, the gradient of the loss with respect to logit j
     dz_j = a * [j == target] + (c - a - d) * p_j - b * p_j * (log p_j + H) + d / V
 
 then divided by the temperature and multiplied by the softcap's slope 1 - (z_capped / softcap)^2.
-The target's entry is a * (1 - p) formed in the compute dtype and rounded once.
+The target's entry is formed on its own, with 1 - p as -expm1(log p): a confident target, whose p is
+nearly 1, keeps its digits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ class Upstream(NamedTuple):
 
     def chunk(self, rows: slice) -> Upstream:
         """The same for a slice of the rows, padded with zeros as the logits are."""
-        return Upstream(*(None if u is None else pad_rows(u[rows])[:, None] for u in self))
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else pad_rows(values[rows])[:, None]
+
+        return Upstream(
+            pad_rows(self.logprobs[rows])[:, None],
+            cut(self.entropy),
+            cut(self.lse),
+            cut(self.mean_logprob),
+        )
 
 
 class Gradients:
@@ -78,7 +88,9 @@ def recompute_gradients(
             head,
             head.logits(hidden),
             rows,
-            *(None if s is None else s[rows] for s in (max_logit, log_sum, entropy)),
+            max_logit[rows],
+            log_sum[rows],
+            None if entropy is None else entropy[rows],
             upstream.chunk(rows),
         )
         gradients.add(head, rows, hidden, dz)
@@ -133,20 +145,26 @@ def logit_gradients_(
     # lse itself is not subtracted: max and log_sum apart keep their digits under a large offset.
     # Padding rows get a maximum of inf, hence p = 0 whatever the bias is.
     logp = z.sub_(pad_rows(max_logit, torch.inf)[:, None]).sub_(pad_rows(log_sum)[:, None])
-    p = logp.exp()
-    coefficient = -upstream.logprobs
+    column, owned = (t[:, None] for t in head.local_target(rows))
+    target_logp = logp.gather(1, column)
+    target_p = target_logp.exp()
+    coefficient = torch.zeros_like(upstream.logprobs)
     if upstream.lse is not None:
         coefficient = coefficient + upstream.lse
     if upstream.mean_logprob is not None:
         coefficient = coefficient - upstream.mean_logprob
+    p = logp.exp()
     if upstream.entropy is None:
-        dz = p.mul_(coefficient)
+        dz = p.mul_(coefficient - upstream.logprobs)
     else:
         assert entropy is not None, "the gradient of the entropy needs its value"
-        factor = logp.clamp_(min=FLOOR).add_(pad_rows(entropy)[:, None])
-        dz = p.mul_(factor.mul_(-upstream.entropy).add_(coefficient))
-    column, owned = head.local_target(rows)
-    dz.scatter_add_(1, column[:, None], upstream.logprobs.where(owned[:, None], 0))
+        row_entropy = pad_rows(entropy)[:, None]
+        factor = logp.clamp_(min=FLOOR).add_(row_entropy).mul_(-upstream.entropy)
+        dz = p.mul_(factor.add_(coefficient - upstream.logprobs))
+        target_factor = target_logp.clamp(min=FLOOR) + row_entropy
+        coefficient = coefficient - upstream.entropy * target_factor
+    at_target = coefficient * target_p - upstream.logprobs * torch.expm1(target_logp)
+    dz.scatter_(1, column, at_target.where(owned, dz.gather(1, column)))
     if upstream.mean_logprob is not None:
         dz += upstream.mean_logprob / head.shard.num_total
     if slope is not None:

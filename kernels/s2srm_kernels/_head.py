@@ -10,6 +10,8 @@ the shape of the product, so a fixed shape is what gives a row the same bits in 
 Left out: tiling over the vocabulary. The upcast weight is held whole for the length of the call.
 """
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -34,7 +36,8 @@ def live_rows(target: Tensor, ignore_index: int, num_classes: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=target.device)
     live = target != ignore_index
     bad = live & ((target < 0) | (target >= num_classes))
-    num_live, num_bad, row = torch.stack([live.sum(), bad.sum(), bad.byte().argmax()]).tolist()
+    counts: list[int] = torch.stack([live.sum(), bad.sum(), bad.byte().argmax()]).tolist()
+    num_live, num_bad, row = counts
     if num_bad:
         raise ValueError(
             f"target[{row}] is {int(target[row])}: neither in [0, {num_classes}) nor "
@@ -120,6 +123,7 @@ def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
 def matmul_tiles(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, TILE rows at a time."""
     product = left.new_empty((left.shape[0], right.shape[1]))
-    for rows, out in zip(left.split(TILE), product.split(TILE), strict=True):
-        torch.mm(rows, right, out=out)
+    for start in range(0, left.shape[0], TILE):
+        tile = slice(start, start + TILE)
+        torch.mm(left[tile], right, out=product[tile])
     return product

@@ -11,6 +11,8 @@ A backend adds itself by registering a kernel for its overload and device, and b
 `select` asks the dispatcher what is there.
 """
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools
@@ -84,18 +86,11 @@ def select(name: str, impl: str, device: torch.device) -> Kernel:
     return operator(name, impl)
 
 
-def second_order_error(name: str, *_: Any) -> NoReturn:
-    """Autograd formula of every backward operator."""
-    raise NotImplementedError(
-        f"{name}: second-order gradients are not supported; its first-order gradients are constants"
-    )
-
-
 def refuse_second_order(name: str) -> Callable[..., NoReturn]:
     """`backward` argument of `define` for an operator that is itself a backward."""
 
     def backward(impl: str, ctx: Any, *grads: Tensor | None) -> NoReturn:
-        second_order_error(name)
+        raise NotImplementedError(f"{name}: second-order gradients are not supported")
 
     return backward
 
@@ -104,15 +99,18 @@ def _overload_name(name: str, impl: str) -> str:
     return name if impl == "reference" else f"{name}.{impl}"
 
 
-# torch.compile cannot trace a question to the dispatcher; the answer does not change in a process
-# once the backends are loaded.
-@torch.compiler.assume_constant_result
 def _has_kernel(name: str, impl: str, device_type: str) -> bool:
     if impl == "reference":
         return True
     return torch._C._dispatch_has_kernel_for_dispatch_key(  # pyright: ignore[reportPrivateUsage]
         f"{NAMESPACE}::{_overload_name(name, impl)}", device_type.upper()
     )
+
+
+# torch.compile cannot trace a question to the dispatcher; the answer does not change in a process
+# once the backends are loaded. This is torch.compiler.assume_constant_result, which would import
+# the whole compiler: four seconds for callers that never compile.
+_has_kernel._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _without_autocast(kernel: Kernel) -> Kernel:

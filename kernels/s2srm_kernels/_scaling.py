@@ -1,6 +1,7 @@
 """Backward of the losses whose gradients are made in forward: multiply by the scalar upstream.
 
-An operator of its own so that a second derivative is an error and not a silent constant.
+An operator of its own that also takes hidden, weight and bias, for the sake of autograd alone: a
+second derivative is an error then and not a silent constant.
 """
 
 from __future__ import annotations
@@ -18,40 +19,49 @@ _Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _reference(
-    grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, dtype: torch.dtype
+    grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, *_: Any
 ) -> _Three:
     return (
-        (d_hidden * grad_loss).to(dtype),
-        (d_weight * grad_loss).to(dtype),
-        (d_bias * grad_loss).to(dtype),
+        (d_hidden * grad_loss).to(hidden.dtype),
+        (d_weight * grad_loss).to(hidden.dtype),
+        (d_bias * grad_loss).to(hidden.dtype),
     )
 
 
 def _fake(
-    grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, dtype: torch.dtype
+    grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, *_: Any
 ) -> _Three:
     return (
-        torch.empty_like(d_hidden, dtype=dtype),
-        torch.empty_like(d_weight, dtype=dtype),
-        torch.empty_like(d_bias, dtype=dtype),
+        torch.empty_like(d_hidden, dtype=hidden.dtype),
+        torch.empty_like(d_weight, dtype=hidden.dtype),
+        torch.empty_like(d_bias, dtype=hidden.dtype),
     )
 
 
 define(
     _NAME,
-    "(Tensor grad_loss, Tensor d_hidden, Tensor d_weight, Tensor d_bias, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)",
+    "(Tensor grad_loss, Tensor d_hidden, Tensor d_weight, Tensor d_bias, Tensor hidden,"
+    " Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
     _reference,
     _fake,
     backward=refuse_second_order(_NAME),
 )
 
 
-def scale_gradients(
-    grad_loss: Tensor, saved: Sequence[Tensor], dtype: torch.dtype, needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """grad_loss times the three saved gradients, in the inputs' dtype; None where not needed."""
-    scaled = operator(_NAME, "reference")(grad_loss, *saved, dtype)
+def save_gradients(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    """setup_context of such a loss: inputs begin with hidden, weight, bias; output with the loss.
+
+    Everything but the loss is a constant to autograd.
+    """
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[-3:], *inputs[:3])
+
+
+def scale_gradients(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+    """grad_loss times what `save_gradients` kept, in the inputs' dtype; None where not needed."""
+    scaled = operator(_NAME, "reference")(grad_loss, *ctx.saved_tensors)
+    needs = ctx.needs_input_grad[:3]
     return [g if need else None for g, need in zip(scaled, needs, strict=True)]
 
 

@@ -1,5 +1,7 @@
 """Packed sequences: rows of sequence b are cu_seqlens[b]:cu_seqlens[b+1]."""
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -37,7 +39,7 @@ def find_segments(cu_seqlens: Tensor, num_rows: int) -> Segments:
     lengths = offsets.diff()
     descends = lengths < 0
     zero = offsets.new_zeros(1)
-    first, last, num_descents, at, longest = torch.stack(
+    facts: list[int] = torch.stack(
         [
             offsets[0],
             offsets[-1],
@@ -46,6 +48,7 @@ def find_segments(cu_seqlens: Tensor, num_rows: int) -> Segments:
             torch.cat([lengths, zero]).amax(),
         ]
     ).tolist()
+    first, last, num_descents, at, longest = facts
     if first != 0:
         raise ValueError(f"cu_seqlens must start at 0, got cu_seqlens[0] = {first}")
     if num_descents:

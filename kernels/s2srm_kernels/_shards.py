@@ -1,5 +1,7 @@
 """Vocabulary-parallel weights: each rank of a group holds a contiguous slice of the vocabulary."""
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -27,8 +29,10 @@ def find_shard(name: str | None, num_local: int, device: torch.device) -> Shard:
     """Where this rank's slice lies. With a group: one all-gather of one integer per rank."""
     if name is None:
         return Shard(None, 0, num_local, num_local)
-    group = dist.distributed_c10d._resolve_process_group(name)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
-    sizes = all_gather(torch.tensor([num_local], device=device), group).flatten().tolist()
+    group = dist.distributed_c10d._resolve_process_group(name)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage, reportArgumentType]
+    sizes: list[int] = (
+        all_gather(torch.tensor([num_local], device=device), group).flatten().tolist()
+    )
     return Shard(group, sum(sizes[: dist.get_rank(group)]), num_local, sum(sizes))
 
 

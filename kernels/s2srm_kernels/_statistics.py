@@ -1,7 +1,9 @@
 """Statistics of every live row's logits in one pass over the vocabulary, merged over ranks.
 
 The monoid is (max, sum e^(z-max), sum e^(z-max) (z-max), z_target, argmax, sum (z-max)). Everything
-is kept relative to the row's maximum, so a large common offset of the logits costs nothing.
+is kept relative to the row's maximum, so a large common offset of the logits costs nothing, and the
+maximum's own term of the sum, which is 1, is left out of it: log1p of the rest keeps the digits of
+a confident row, whose rest is small.
 """
 
 from __future__ import annotations
@@ -73,11 +75,11 @@ def pack_chunk(head: Head, z: Tensor, chunk: slice) -> Tensor:
     target_logit = z.gather(1, column[:, None]).squeeze(1).where(owned, -torch.inf)
     shifted = z - max_logit
     sum_shift = shifted.sum(dim=1)
-    exponential = shifted.clamp_(min=FLOOR).exp()
-    sum_exp = exponential.sum(dim=1)
+    exponential = shifted.clamp_(min=FLOOR).exp().scatter_(1, argmax[:, None], 0)
+    rest = exponential.sum(dim=1)
     sum_exp_shift = exponential.mul_(shifted).sum(dim=1)
     # Ids are exact in float32 up to 2**24 columns on a rank.
-    columns = (max_logit.squeeze(1), sum_exp, sum_exp_shift, sum_shift, target_logit, argmax)
+    columns = (max_logit.squeeze(1), rest, sum_exp_shift, sum_shift, target_logit, argmax)
     return torch.stack([c.to(z.dtype) for c in columns], dim=1)[: chunk.stop - chunk.start]
 
 
@@ -87,16 +89,17 @@ def merge(packed: Tensor, head: Head) -> RowStatistics:
         return _unpack(packed, head)
     offset = packed.new_tensor([head.shard.offset, head.shard.num_local])
     parts = all_gather(torch.cat([packed, offset.expand(len(packed), 2)], dim=1), head.shard.group)
-    maxima, sums, weighted, shifts, targets, argmaxes, offsets, sizes = parts.unbind(dim=2)
+    maxima, rests, weighted, shifts, targets, argmaxes, offsets, sizes = parts.unbind(dim=2)
     max_logit, owner = maxima.amax(dim=0), maxima.argmax(dim=0)  # of equal maxima, the first rank
-    below = maxima - max_logit
-    scale = below.clamp(min=FLOOR).exp()
+    below = (maxima - max_logit).clamp_(min=FLOOR)
+    scale = below.exp()
+    others = scale.scatter(0, owner[None], 0)
     merged = torch.stack(
         [
             max_logit,
-            (sums * scale).sum(dim=0),
-            (scale * (weighted + sums * below.clamp(min=FLOOR))).sum(dim=0),
-            (shifts + sizes * below).sum(dim=0),
+            (rests * scale + others).sum(dim=0),
+            (scale * (weighted + (rests + 1) * below)).sum(dim=0),
+            (shifts + sizes * (maxima - max_logit)).sum(dim=0),
             targets.amax(dim=0),
             (argmaxes + offsets).gather(0, owner[None]).squeeze(0),
         ],
@@ -106,11 +109,11 @@ def merge(packed: Tensor, head: Head) -> RowStatistics:
 
 
 def _unpack(packed: Tensor, head: Head) -> RowStatistics:
-    max_logit, sum_exp, sum_exp_shift, sum_shift, target_logit, argmax = packed.unbind(dim=1)
+    max_logit, rest, sum_exp_shift, sum_shift, target_logit, argmax = packed.unbind(dim=1)
     return RowStatistics(
         max_logit=max_logit,
-        log_sum=sum_exp.log(),
-        expected_shift=sum_exp_shift / sum_exp,
+        log_sum=rest.log1p(),
+        expected_shift=sum_exp_shift / (rest + 1),
         mean_shift=sum_shift / head.shard.num_total,
         target_logit=target_logit,
         argmax=argmax.long(),

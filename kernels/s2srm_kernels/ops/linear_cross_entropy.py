@@ -34,10 +34,14 @@ from s2srm_kernels._operators import (
     define,
     operator,
     refuse_second_order,
-    second_order_error,
     select,
 )
-from s2srm_kernels._scaling import fake_gradients, needed_gradients, scale_gradients
+from s2srm_kernels._scaling import (
+    fake_gradients,
+    needed_gradients,
+    save_gradients,
+    scale_gradients,
+)
 from s2srm_kernels._shards import group_name
 from s2srm_kernels._statistics import RowStatistics
 
@@ -142,28 +146,25 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, target, row_weight, ctx.reduction, *options, _ = inputs
-    _, residual, *gradients = output
-    ctx.set_materialize_grads(False)
-    ctx.dtype = hidden.dtype
     ctx.options = options
     if ctx.reduction == "none":
-        ctx.save_for_backward(hidden, weight, bias, target, row_weight, residual)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(hidden, weight, bias, target, row_weight, output[1])
     else:
-        ctx.save_for_backward(*gradients)
+        save_gradients(ctx, inputs, output)
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_loss = grads[0]
-    if any(g is not None for g in grads[1:]):
-        second_order_error(_NAME)
     if grad_loss is None:
         return (None,) * 13
-    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
     if ctx.reduction == "none":
+        needs = [bool(need) for need in ctx.needs_input_grad[:3]]
         gradients = operator(_BACKWARD, impl)(grad_loss, *ctx.saved_tensors, *ctx.options, needs)
         made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
     else:
-        made = scale_gradients(grad_loss, ctx.saved_tensors, ctx.dtype, needs)
+        made = scale_gradients(ctx, grad_loss)
     return (*made, *[None] * 10)
 
 

@@ -114,6 +114,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     hidden, weight, bias, target, with_entropy, *options = inputs
     _, entropy, _, residual = output
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(residual)
     ctx.save_for_backward(hidden, weight, bias, target, entropy, residual)
     ctx.with_entropy = with_entropy
     ctx.options = options

@@ -32,8 +32,13 @@ from s2srm_kernels._checks import (
 )
 from s2srm_kernels._gradients import Upstream, statistics_with_gradients
 from s2srm_kernels._head import Head
-from s2srm_kernels._operators import define, second_order_error, select
-from s2srm_kernels._scaling import fake_gradients, needed_gradients, scale_gradients
+from s2srm_kernels._operators import define, select
+from s2srm_kernels._scaling import (
+    fake_gradients,
+    needed_gradients,
+    save_gradients,
+    scale_gradients,
+)
 from s2srm_kernels._shards import group_name
 from s2srm_kernels._statistics import RowStatistics
 
@@ -150,19 +155,14 @@ def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(*output[2:])
+    save_gradients(ctx, inputs, output)
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_loss = grads[0]
-    if any(g is not None for g in grads[1:]):
-        second_order_error(_NAME)
     if grad_loss is None:
         return (None,) * 17
-    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-    return (*scale_gradients(grad_loss, ctx.saved_tensors, ctx.dtype, needs), *[None] * 14)
+    return (*scale_gradients(ctx, grad_loss), *[None] * 14)
 
 
 define(

@@ -1,0 +1,214 @@
+import kernels_naive as naive
+import pytest
+import torch
+import torch.distributed as dist
+from torch.library import opcheck
+
+import s2srm_kernels as kernels
+
+NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
+NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]
+NAMES += ["linear_token_stats", "token_rewards"]
+ALL = [True, True, True]
+CU = torch.tensor([0, 0, 4, 9], dtype=torch.int32)
+
+
+def samples(grad):
+    """operator name -> lists of arguments, one list an option set."""
+    hidden, weight, bias, target = naive.make(9, 4, 11, dtype=torch.float32)
+    for t in (hidden, weight, bias):
+        t.requires_grad_(grad)
+    head = (hidden, weight, bias, target)
+    needs = [grad] * 3
+    rows = torch.linspace(-1, 1, 9)
+    residual = torch.ones(9, 2)
+    tail, capped = (None, 1.0, -100, None), (3.0, 0.7, -100, None)
+    detached = tuple(t.detach() for t in head)
+    return {
+        "linear_logprobs": [(*head, True, *tail), (*head, False, *capped)],
+        "linear_logprobs_backward": [
+            (rows, rows, rows, *detached, rows, residual, *capped, ALL),
+            (rows, None, None, *detached, rows, residual, *tail, [True, False, True]),
+        ],
+        "linear_token_stats": [(*detached, *tail), (*detached, *capped)],
+        "linear_cross_entropy": [
+            (*head, rows, "mean", 0.1, 0.1, *tail, needs),
+            (*head, None, "sum", 0.0, 0.0, *capped, needs),
+            (*head, rows, "none", 0.1, 0.1, *capped, [False] * 3),
+        ],
+        "linear_cross_entropy_backward": [
+            (rows, *detached, rows, residual, 0.1, 0.1, *capped, ALL),
+            (rows, *detached, None, residual, 0.0, 0.0, *tail, [False, True, False]),
+        ],
+        "linear_ppo_loss": [
+            (*head, rows, rows, rows, torch.tensor(4.0), 0.2, 0.2, 0.1, 0.1, *capped, needs),
+            (*head, rows, rows, None, None, 0.2, 0.2, 0.0, 0.0, *tail, needs),
+        ],
+        "linear_loss_backward": [
+            (torch.tensor(2.0), *(t.detach().clone() for t in (*detached[:3], *detached[:3])))
+        ],
+        "token_rewards": [(target, target, CU, "argmax", 1, 0.0, 1.0, 1.0, 0.0)],
+        "gae": [(rows, rows, CU, 0.9, 0.8, None), (rows, rows, CU, 1.0, 0.5, torch.ones(3))],
+    }
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name, grad):
+    for args in samples(grad)[name]:
+        opcheck(getattr(torch.ops.s2srm, name).default, args)
+
+
+def test_every_operator_is_listed_here():
+    registered = {
+        schema.name.removeprefix("s2srm::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("s2srm::")
+    }
+    assert registered == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_backend_has_an_overload_of_the_same_schema(name):
+    packet = getattr(torch.ops.s2srm, name)
+    assert sorted(packet.overloads()) == ["cpp", "default", "triton"]
+    texts = {str(getattr(packet, o)._schema).replace(f".{o}", "") for o in packet.overloads()}
+    assert len(texts) == 1
+
+
+def test_a_backend_is_chosen_as_soon_as_it_registers_a_kernel():
+    """What a compiled extension will do: one kernel for one overload and device."""
+    rows = torch.zeros(3)
+    cu = torch.tensor([0, 3])
+    args = {"rewards": rows, "values": rows, "cu_seqlens": cu}
+    with pytest.raises(ValueError, match="no cpp kernel is registered for cpu"):
+        kernels.gae(**args, impl="cpp")
+    library = torch.library.Library("s2srm", "IMPL")
+    try:
+        library.impl("gae.cpp", lambda *a: (torch.full((3,), 7.0), torch.full((3,), 8.0)), "CPU")
+        assert kernels.gae(**args, impl="cpp").advantages.tolist() == [7, 7, 7]
+        assert kernels.gae(**args).returns.tolist() == [8, 8, 8]
+        assert kernels.gae(**args, impl="reference").returns.tolist() == [0, 0, 0]
+    finally:
+        library._destroy()
+    assert kernels.gae(**args).returns.tolist() == [0, 0, 0]
+
+
+def _compiled_cases():
+    def entropy(h, w, b, t):
+        return kernels.linear_logprobs(h, w, t, bias=b, softcap=3.0)
+
+    def cross_entropy(h, w, b, t):
+        return [kernels.linear_cross_entropy(h, w, t, bias=b, z_loss=0.01)]
+
+    def cross_entropy_none(h, w, b, t):
+        return [kernels.linear_cross_entropy(h, w, t, bias=b, reduction="none")]
+
+    def ppo(h, w, b, t):
+        rows = torch.linspace(-3, -1, t.shape[0], dtype=h.dtype)
+        loss, metrics = kernels.linear_ppo_loss(
+            h, w, t, rows, rows + 2, bias=b, entropy_coef=0.1, normalizer=3.0
+        )
+        return [loss, *metrics]
+
+    return [entropy, cross_entropy, cross_entropy_none, ppo]
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("case", _compiled_cases(), ids=lambda f: f.__name__)
+def test_compiled_fullgraph_with_ignored_rows(case):
+    compiled = torch.compile(case, fullgraph=True, backend="aot_eager")
+    for n, seed in ((12, 1), (12, 2), (31, 3)):  # other ignored rows, then another shape
+        *inputs, target = naive.make(n, 5, 13, seed=seed)
+        outputs, expected = compiled(*inputs, target), case(*inputs, target)
+        torch.testing.assert_close(tuple(outputs), tuple(expected))
+        torch.testing.assert_close(naive.grads(outputs, inputs), naive.grads(expected, inputs))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_hidden_from_a_frozen_and_a_trained_trunk():
+    def step(x, trunk, w, t):
+        return kernels.linear_cross_entropy(torch.tanh(x @ trunk), w, t)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    x, w, _, t = naive.make(10, 4, 9)
+    for train_trunk in (True, False):
+        trunk = torch.eye(4, dtype=torch.float64).requires_grad_(train_trunk)
+        inputs = [i for i in (trunk, w) if i.requires_grad]
+        ours = torch.autograd.grad(compiled(x.detach(), trunk, w, t), inputs)
+        theirs = torch.autograd.grad(step(x.detach(), trunk, w, t), inputs)
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_statistics_rewards_and_advantages():
+    def rewards(h, w, t, cu):
+        stats = kernels.linear_token_stats(h, w, t)
+        margin = stats.max_logit - stats.target_logit
+        by_token = [
+            kernels.token_rewards(t, stats.argmax, cu),
+            kernels.token_rewards(t, stats.rank, cu, divergence="rank", top_k=3),
+            kernels.token_rewards(t, margin, cu, divergence="margin", max_margin=0.5),
+        ]
+        return [
+            *stats,
+            *(x for pair in by_token for x in pair),
+            *kernels.gae(by_token[0].rewards, stats.logprobs, cu),
+        ]
+
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False, ignored=0)
+    compiled = torch.compile(rewards, fullgraph=True, backend="aot_eager")
+    args = (hidden, weight, target, CU)
+    torch.testing.assert_close(compiled(*args), rewards(*args))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_bad_target_still_names_the_row():
+    def loss(h, w, t):
+        return kernels.linear_cross_entropy(h, w, t)
+
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False)
+    target[4] = 13
+    with pytest.raises(ValueError, match=r"target\[4\] is 13"):
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(hidden, weight, target)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_under_autocast_and_with_a_changing_coefficient():
+    def loss(h, w, t, kl):
+        rows = torch.linspace(-3, -1, 9)
+        return kernels.linear_ppo_loss(h, w, t, rows, rows + 2, ref_logprobs=rows, kl_coef=kl).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for kl in (0.1, 0.2, 0.3):
+            ours, theirs = (f(hidden.bfloat16(), weight, target, kl) for f in (compiled, loss))
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_with_a_process_group():
+    """A group of one rank; test_shards.py has the arithmetic of two."""
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        group = dist.new_group([0])
+
+        def loss(h, w):
+            return kernels.linear_cross_entropy(h, w, target, process_group=group)
+
+        ours = torch.compile(loss, fullgraph=True, backend="aot_eager")(hidden, weight)
+        theirs = kernels.linear_cross_entropy(hidden, weight, target)
+        torch.testing.assert_close(ours, theirs)
+        inputs = (hidden, weight)
+        torch.testing.assert_close(naive.grads([ours], inputs), naive.grads([theirs], inputs))
+    finally:
+        dist.destroy_process_group()

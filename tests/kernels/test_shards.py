@@ -1,0 +1,84 @@
+"""Two gloo ranks with unequal slices of the vocabulary against one rank with all of it."""
+
+import kernels_naive as naive
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import s2srm_kernels as kernels
+
+V, SPLIT = 23, 7
+N = 40
+
+
+def _calls(hidden, weight, bias, target, group):
+    """Outputs of every vocabulary operation; those with gradients first."""
+    rows = torch.linspace(-4, -2, N, dtype=torch.float64)
+    head = {"bias": bias, "process_group": group}
+    capped = {**head, "softcap": 3.0, "temperature": 0.8}
+    smoothed = {"label_smoothing": 0.1, "z_loss": 0.02}
+    differentiable = [
+        *kernels.linear_logprobs(hidden, weight, target, **capped),
+        kernels.linear_cross_entropy(hidden, weight, target, **smoothed, **head),
+        kernels.linear_cross_entropy(
+            hidden, weight, target, reduction="none", row_weight=rows, **smoothed, **capped
+        ),
+        kernels.linear_ppo_loss(
+            *(hidden, weight, target, rows, rows + 3),
+            **{"ref_logprobs": rows, "kl_coef": 0.1, "entropy_coef": 0.2, **capped},
+        ).loss,
+    ]
+    return differentiable, list(kernels.linear_token_stats(hidden, weight, target, **head))
+
+
+def _problem(offset=0.0):
+    hidden, weight, bias, target = naive.make(N, 5, V, seed=13, scale=1.5)
+    with torch.no_grad():
+        bias += offset
+        weight[20] = weight[3]  # an exact tie across the ranks
+        bias[[3, 20]] = offset + 40
+    return hidden, weight, bias, target
+
+
+def _rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    group = dist.new_group([0, 1])
+    mine = slice(0, SPLIT) if rank == 0 else slice(SPLIT, V)
+    hidden, weight, bias, target = _problem()
+    weight, bias = (t.detach()[mine].clone().requires_grad_() for t in (weight, bias))
+    outputs, statistics = _calls(hidden, weight, bias, target, group)
+    gradients = naive.grads(outputs, (hidden, weight, bias))
+    ignored = torch.full_like(target, -100)
+    nothing = kernels.linear_cross_entropy(hidden, weight, ignored, process_group=group)
+    bad = target.clone()
+    bad[5] = V
+    with pytest.raises(ValueError, match=rf"target\[5\] is {V}.*\[0, {V}\)"):
+        kernels.linear_logprobs(hidden, weight, bad, process_group=group)
+    torch.save(
+        {
+            "outputs": [o.detach() for o in outputs],
+            "statistics": statistics,
+            "gradients": gradients,
+            "nothing": nothing.detach(),
+        },
+        f"{folder}/{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{r}.pt") for r in (0, 1)]
+    hidden, weight, bias, target = _problem()
+    outputs, statistics = _calls(hidden, weight, bias, target, None)
+    d_hidden, d_weight, d_bias = naive.grads(outputs, (hidden, weight, bias))
+    assert 3 in statistics[3] and 20 not in statistics[3]  # the tie went to the lower id
+    for rank, mine in zip(ranks, (slice(0, SPLIT), slice(SPLIT, V)), strict=True):
+        torch.testing.assert_close(rank["outputs"], [o.detach() for o in outputs])
+        torch.testing.assert_close(rank["statistics"], statistics)
+        torch.testing.assert_close(rank["gradients"], [d_hidden, d_weight[mine], d_bias[mine]])
+        assert rank["nothing"] == 0
+    assert torch.equal(ranks[0]["gradients"][0], ranks[1]["gradients"][0])
