@@ -73,12 +73,10 @@ def run(argv: Sequence[str]) -> None:
 
 def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings) -> None:
     """Every stage for one world, then the table and the path of the report."""
-    from rich.console import Console
-
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
     from s2srm.report.page import write_report
-    from s2srm.report.terminal import print_evaluation
+    from s2srm.report.terminal import print_evaluation, wide_console
     from s2srm.stages import ppo, rm, scalar_rm, sft
     from s2srm.worlds import WorldSizes, get_world
 
@@ -88,6 +86,7 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
     sizes = WorldSizes(
         demonstrations=settings.demonstrations,
         preferences=settings.preferences,
+        preferences_dev=settings.dev_rows,
         prompts_train=settings.prompts,
     )
     clock.time("data", lambda: get_world(world).write(folder / "data", sizes, seed))
@@ -106,8 +105,7 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
     validate_eval(evaluation)
     result = clock.time("eval", lambda: evaluate(evaluation))
     page = write_report([folder], folder / "report.html")
-    console = Console(highlight=False)
-    print_evaluation(result.output / "eval.json", console)
+    print_evaluation(result.output / "eval.json", wide_console())
     clock.total()
     print(f"report: {page.resolve()}")
 
@@ -155,7 +153,7 @@ class DemoConfigs:
             **self._supervised("rm", "sft", "preferences.jsonl", s.rm_lr, s.rm_steps),
             eval_data=self._data("preferences_dev.jsonl"),
             identity_weight=s.identity_weight,
-            probe_rows=256,
+            probe_rows=s.dev_rows,
         )
 
     def scalar_rm(self) -> ScalarRMConfig:

@@ -20,31 +20,33 @@ class DemoSettings:
     """Rows of sft.jsonl."""
     preferences: int = 10000
     """Triples, the same for both reward models."""
+    dev_rows: int = 256
+    """Held-out triples, on which both reward models are measured."""
     prompts: int = 4000
     """Prompts of PPO."""
-    sft_steps: int = 500
+    sft_steps: int = 600
     """Optimiser steps of SFT."""
     sft_lr: float = 2e-3
     """Peak learning rate of SFT, which starts from random weights."""
-    rm_steps: int = 450
+    rm_steps: int = 350
     """Optimiser steps of the seq2seq RM, which starts from the SFT model."""
     rm_lr: float = 1.5e-3
     """Peak learning rate of the seq2seq RM."""
     identity_weight: float = 0.3
     """Weight of the identity mapping; 1.0 teaches the RM to copy."""
-    scalar_rm_steps: int = 300
+    scalar_rm_steps: int = 200
     """Optimiser steps of the scalar RM, which starts from the SFT model."""
     scalar_rm_lr: float = 5e-4
     """Peak learning rate of the scalar RM."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Rows per optimiser step of the supervised stages."""
     ppo_phases: int = 24
     """Rollout phases of each PPO run."""
     rollout_size: int = 128
     """Responses per phase."""
-    minibatch_size: int = 64
+    minibatch_size: int = 32
     """Responses per optimiser step of PPO."""
-    ppo_epochs: int = 4
+    ppo_epochs: int = 3
     """Passes over a phase's responses."""
     ppo_lr: float = 3e-4
     """Peak learning rate of the policy."""
@@ -64,6 +66,7 @@ class DemoSettings:
         floors = {
             "demonstrations": 64,
             "preferences": 64,
+            "dev_rows": 16,
             "prompts": 64,
             "sft_steps": 2,
             "rm_steps": 2,

@@ -14,13 +14,11 @@ def run(argv: Sequence[str]) -> None:
     """Evaluate, print the tables and the folder."""
     cfg = parse(EvalConfig, argv, "eval", SUMMARY)
     validate_eval(cfg)
-    from rich.console import Console
-
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
-    from s2srm.report.terminal import print_evaluation
+    from s2srm.report.terminal import print_evaluation, wide_console
 
     quiet_libraries()
     result = evaluate(cfg)
-    print_evaluation(result.output / "eval.json", Console(highlight=False))
+    print_evaluation(result.output / "eval.json", wide_console())
     print(f"evaluation: {result.output}")

@@ -27,7 +27,7 @@ _STAGES = {
 }
 # Shown first, in this order; every other metric waits behind "all curves".
 _HEADLINE = {
-    "sft": ("loss", "eval/loss"),
+    "sft": ("loss", "eval/loss", "grad_norm"),
     "rm": (
         "loss",
         "eval/correction_token_accuracy",
@@ -36,7 +36,14 @@ _HEADLINE = {
         "eval/reward_length_correlation",
     ),
     "scalar-rm": ("loss", "eval/accuracy", "eval/reward_length_correlation"),
-    "ppo": ("reward", "kl", "response_length", "entropy", "value_loss", "clip_fraction"),
+    "ppo": (
+        "reward/sum_mean",
+        "kl/per_response",
+        "response/length_mean",
+        "ppo/entropy",
+        "ppo/value_loss",
+        "reward/rm_agreement",
+    ),
 }
 _MAX_FEEDBACK = 40
 _COLUMNS = (
@@ -85,20 +92,28 @@ def evaluation_tables(evaluation: dict[str, Any]) -> dict[str, Any]:
     for group in evaluation["groups"]:
         policies: dict[str, Any] = group["policies"]
         columns = [c for c in _COLUMNS if any(p[c[0]] is not None for p in policies.values())]
-        against = [
-            n for n in evaluation["against"] if any(n in p["win_rate"] for p in policies.values())
-        ]
-        header = ["policy", *(label for _, label, _ in columns), *(f"wins vs {n}" for n in against)]
-        rows = [
-            [
-                {"main": name, "range": ""},
-                *(interval_cell(policy[key], digits) for key, _, digits in columns),
-                *(interval_cell(policy["win_rate"].get(other), 3) for other in against),
-            ]
-            for name, policy in policies.items()
-        ]
+        header, rows = ["policy"], [[{"main": name, "range": ""}] for name in policies]
+        for key, label, digits in columns:
+            header.append(label)
+            for row, policy in zip(rows, policies.values(), strict=True):
+                row.append(interval_cell(policy[key], digits))
+            if key == "score":
+                _add_win_rates(header, rows, evaluation["against"], policies)
         tables.append({"title": group_title(group), "header": header, "rows": rows})
     return {"name": evaluation["name"], "judge": evaluation["judge"], "tables": tables}
+
+
+def _add_win_rates(
+    header: list[str],
+    rows: list[list[dict[str, str]]],
+    against: Sequence[str],
+    policies: dict[str, Any],
+) -> None:
+    """Columns beside the score: they are made of it."""
+    for other in against:
+        header.append(f"wins vs {other}")
+        for row, policy in zip(rows, policies.values(), strict=True):
+            row.append(interval_cell(policy["win_rate"].get(other), 3))
 
 
 def group_title(group: dict[str, Any]) -> str:

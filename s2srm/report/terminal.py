@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,22 +24,28 @@ def print_evaluation(path: Path, console: Console) -> None:
     for table in tables["tables"]:
         console.print(_table(table))
     console.print(
-        f"score: {tables['judge']}; brackets: 95% bootstrap intervals over prompts; win rates are "
-        "paired by prompt, ties count half",
+        f"score: {tables['judge']}; under each mean its 95% bootstrap interval over prompts; win "
+        "rates are paired by prompt, ties count half",
         style="dim",
     )
 
 
 def _table(table: dict[str, Any]) -> Table:
-    grid = Table(title=table["title"], title_justify="left", title_style="bold", show_lines=False)
+    grid = Table(
+        title=table["title"],
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for i, name in enumerate(table["header"]):
-        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in table["rows"]:
         cells: list[Text] = []
         for cell in row:
             text = Text(cell["main"])
             if cell["range"]:
-                text.append(f"\n[{cell['range'].replace(' to ', ', ')}]", style="dim")
+                text.append(f"\n{cell['range'].replace(' to ', '–')}", style="dim")
             cells.append(text)
         grid.add_row(*cells)
     return grid
@@ -96,3 +103,9 @@ def _print_plain(feedback: Feedback, console: Console, where: str) -> None:
         note = f"   RM: {rm_token!r}" if rm_token and rm_token.strip() != token.strip() else ""
         console.print(f"{reward:+6.2f}  {token!r}{note}", markup=False, soft_wrap=True)
     console.print(f"correction: {feedback.correction}", markup=False, soft_wrap=True)
+
+
+def wide_console() -> Console:
+    """Standard output; 110 columns where it is no terminal, so that tables in a log stay whole."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=110)

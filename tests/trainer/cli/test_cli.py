@@ -1,0 +1,122 @@
+"""The command itself: dispatch, exit codes, one line of error, nothing heavy before parsing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from s2srm import __version__
+from s2srm.cli import COMMANDS, main
+from s2srm.errors import UserError
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"s2srm {__version__}\n"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"s2srm {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["ppoo"], "unknown command 'ppoo'; did you mean 'ppo'?"),
+        (["rm"], "output is missing"),
+        (["rm", "--output", "x"], "model.path is missing"),
+        (["rm", "--output", "x", "--model.path", "a/b"], "data.path is missing"),
+        (["ppo", "--output", "x"], "policy.path is missing"),
+        (["sft", "--output", "x", "--model.path", "/no/model"], "/no/model does not exist"),
+        (["correct"], "rm is missing"),
+        (["correct", "--rm", "/no/model"], "rm: /no/model does not exist"),
+        (["eval", "--output", "x"], "policies is missing"),
+        (["eval", "--output", "x", "--policies.a", "b/c"], "give either world or data"),
+        (["eval", "--output", "x", "--policies.a", "b/c", "--against", "[z]"], "against: 'z'"),
+        (["report", "--out", "x.html"], "RUN"),
+        (["report", "/no/run", "--out", "x.html"], "/no/run is not a folder"),
+        (["demo", "--world", "poetry"], "world: expected one of"),
+        (["demo", "--scale", "0"], "scale must be greater than 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("s2srm: error: ") and printed.err.count("\n") == 1
+    assert message in printed.err
+    assert list(tmp_path.iterdir()) == [], "nothing is written before the input is good"
+
+
+def test_other_exceptions_keep_their_traceback(monkeypatch):
+    def fail(argv):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["rm"])
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
+    def fail(argv):
+        raise UserError("first\n  second")
+
+    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    assert main(["rm"]) == 2
+    assert capsys.readouterr().err == "s2srm: error: first second\n"
+
+
+def test_other_ranks_leave_the_printing_to_rank_0(monkeypatch, capsys):
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("s2srm.cli.time.sleep", waited.append)
+    assert main(["nothing"]) == 2
+    assert waited and "unknown command" in capsys.readouterr().err
+
+
+def test_demo_and_eval_refuse_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["demo"]) == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_before_the_arguments_are_good():
+    code = (
+        "import sys, json; from s2srm.cli import main; codes = [main(['rm', '--lr', '1']),"
+        " main(['ppo', '--config', 'tiny-ppo', '--gamma', '2']), main(['demo', '--world', 'x'])];"
+        "print(json.dumps([codes, [m for m in ('torch', 'transformers', 'datasets', 'deepspeed')"
+        " if m in sys.modules]]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert json.loads(result.stdout) == [[2, 2, 2], []], result.stderr
+    assert result.stderr.count("s2srm: error:") == 3
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "s2srm", "rm", "--modl.path", "x"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == "s2srm: error: unknown option --modl.path; did you mean 'model.path'?\n"
+
+
+def test_doctor_reports_and_exits_0(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("torch", "linear_cross_entropy", "token_rewards", "attention", "CPU"):
+        assert word in shown

@@ -1,0 +1,128 @@
+"""Values of the right type that make no sense are refused by name, before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from s2srm.config import DataConfig, ModelConfig, PPOConfig, RMConfig, StageConfig
+from s2srm.errors import UserError
+from s2srm.validation import validate
+
+
+@pytest.fixture
+def rm(tmp_path) -> RMConfig:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text("")
+    return RMConfig(
+        output=str(tmp_path / "out"),
+        model=ModelConfig(path=str(tmp_path / "model")),
+        data=DataConfig(path=str(tmp_path / "rows.jsonl")),
+    )
+
+
+@pytest.fixture
+def ppo(rm) -> PPOConfig:
+    reward = dataclasses.replace(PPOConfig().reward, model=rm.model)
+    return PPOConfig(output=rm.output, policy=rm.model, reward=reward, data=rm.data)
+
+
+def change(cfg: Any, key: str, value: Any) -> Any:
+    """The config with one dotted key changed."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(
+        cfg, **{name: change(getattr(cfg, name), rest, value) if rest else value}
+    )
+
+
+def test_good_configs_pass(rm, ppo):
+    validate(rm)
+    validate(ppo)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output", ""),
+        ("seed", -1),
+        ("model.path", ""),
+        ("model.path", "/no/such/model"),
+        ("data.path", ""),
+        ("data.path", "missing.jsonl"),
+        ("data.limit", 0),
+        ("data.max_prompt_tokens", 0),
+        ("data.format", "columns"),
+        ("optim.lr", 0.0),
+        ("optim.lr", math.nan),
+        ("optim.betas", (0.9, 1.0)),
+        ("optim.eps", 0.0),
+        ("optim.warmup_steps", -1),
+        ("optim.max_grad_norm", -1.0),
+        ("epochs", 0.0),
+        ("max_steps", 0),
+        ("batch_size", 0),
+        ("microbatch_tokens", 0),
+        ("log.every", 0),
+        ("identity_weight", -0.1),
+        ("probe_rows", -1),
+    ],
+)
+def test_bad_value_of_rm_names_its_key(rm, key, value):
+    with pytest.raises(UserError, match=key.replace(".", r"\.").removesuffix("format")):
+        validate(change(rm, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("policy.path", ""),
+        ("reference", "/no/such/model"),
+        ("reward.model.path", ""),
+        ("reward.token.top_k", 0),
+        ("reward.token.negative", -1.0),
+        ("reward.clip", -1.0),
+        ("reward.calibration_prompts", 1),
+        ("critic.path", "/no/such/model"),
+        ("critic.optim.lr", 0.0),
+        ("critic.clip", -0.1),
+        ("sampling.temperature", 0.0),
+        ("sampling.max_new_tokens", 0),
+        ("kl.coef", -0.1),
+        ("kl.target", 0.0),
+        ("total_steps", 0),
+        ("minibatch_size", 129),
+        ("ppo_epochs", 0),
+        ("gamma", 1.1),
+        ("lam", -0.1),
+        ("clip_low", 1.5),
+        ("clip_high", -0.2),
+        ("vf_coef", -1.0),
+        ("samples_every", 0),
+    ],
+)
+def test_bad_value_of_ppo_names_its_key(ppo, key, value):
+    with pytest.raises(UserError, match=key.replace(".", r"\.")):
+        validate(change(ppo, key, value))
+
+
+def test_no_mapping_at_all_is_refused(rm):
+    with pytest.raises(UserError, match="nothing to learn"):
+        validate(dataclasses.replace(rm, correction_weight=0.0, identity_weight=0.0))
+
+
+def test_a_folder_that_is_not_a_model_is_named(rm, tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        validate(dataclasses.replace(rm, model=ModelConfig(path=str(tmp_path))))
+
+
+def test_hub_names_are_left_to_the_loader(rm):
+    validate(dataclasses.replace(rm, model=ModelConfig(path="google/gemma-2b")))
+    validate(dataclasses.replace(rm, data=DataConfig(path="PKU-Alignment/PKU-SafeRLHF")))
+
+
+def test_a_plain_stage_needs_an_output_only():
+    validate(StageConfig(output="x"))
