@@ -211,7 +211,8 @@ def _parse_prompt(prompt: str) -> _Task:
     """Read a task back from its text; ValueError if it is not one."""
     fields: dict[str, list[str]] = {}
     current: list[str] = []
-    for word, following in zip(prompt.split(), [*prompt.split()[1:], ""], strict=True):
+    words = prompt.split()
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if following == ":":
             current = fields.setdefault(word, [])
         elif word != ":":

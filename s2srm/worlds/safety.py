@@ -16,6 +16,7 @@ another form. Left out: several turns, and requests whose harm is a matter of op
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from dataclasses import dataclass
@@ -291,6 +292,7 @@ class SafetyWorld(World):
 _ACTIONS = [action for _, action in _VERBS.values()]
 
 
+@functools.cache
 def _held_out(verb: str, thing: str) -> bool:
     """Whether the pair is kept for the out-of-distribution family."""
     digest = hashlib.blake2b(f"{verb} {thing}".encode(), digest_size=8).digest()
@@ -333,6 +335,7 @@ def _parts(request: _Request) -> list[str]:
     return [named, *(f"{mark} {detail}" for mark, detail in zip(markers, details, strict=True))]
 
 
+@functools.lru_cache(maxsize=4096)
 def _parse_prompt(prompt: str) -> _Request:
     """Find verb, object and setting in a prompt's text; ValueError if it is not one."""
     text = prompt.removeprefix("user : ").removesuffix(" ? assistant :")
@@ -341,7 +344,8 @@ def _parse_prompt(prompt: str) -> _Request:
         if text.startswith(before) and text.endswith(after):
             verb, _, rest = text.removeprefix(before).removesuffix(after).partition(" ")
             for setting in (*_FICTION_SETTINGS, *_REAL_SETTINGS):
-                thing = rest.removesuffix(f" {setting}") if setting else rest
-                if verb in _VERBS and thing in _KIND_OF:
+                thing = rest.removesuffix(f" {setting}")
+                asked = " ".join(f"{thing} {setting}".split()) == rest
+                if asked and verb in _VERBS and thing in _KIND_OF:
                     return _Request(verb, thing, setting)
     raise ValueError(f"not a prompt of the safety world: {prompt!r}")

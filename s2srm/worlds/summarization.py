@@ -15,6 +15,7 @@ they appear.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -231,6 +232,7 @@ def _annotated_quality(post: _Post, summary: str) -> int:
     return len(right) - false
 
 
+@functools.lru_cache(maxsize=4096)
 def _parse_prompt(prompt: str) -> _Post:
     """Read a post back from its text; ValueError if it is not one."""
     words = prompt.split()
