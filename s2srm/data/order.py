@@ -30,7 +30,7 @@ def num_steps(
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         return max_steps
-    # 0.1 * 30 is 3.0000000000000004, which must not become a fourth step.
+    # 1.1 * 10 is 11.000000000000002, which must not become a twelfth step.
     return max(1, math.ceil(epochs * math.ceil(num_rows / batch_size) - 1e-9))
 
 

@@ -31,7 +31,7 @@ def test_negative_seed() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "batch", "epochs", "steps"),
-    [(10, 4, 1.0, 3), (10, 4, 0.5, 2), (10, 4, 2.0, 6), (30, 1, 0.1, 3), (10, 4, 0.01, 1)],
+    [(10, 4, 1.0, 3), (10, 4, 0.5, 2), (10, 4, 2.0, 6), (10, 1, 1.1, 11), (10, 4, 0.01, 1)],
 )
 def test_number_of_steps(rows: int, batch: int, epochs: float, steps: int) -> None:
     assert num_steps(rows, batch, epochs) == steps

@@ -75,14 +75,25 @@ def test_end_of_turn_behind_a_space() -> None:
     assert template.eos_id == tokenizer.eos_token_id
 
 
-def test_a_template_without_end_of_turn_falls_to_eos() -> None:
+@pytest.mark.parametrize(
+    ("turn", "end"),
+    [
+        ("role + ': ' + text + '\n'", "<eos>"),
+        ("'<start_of_turn>' + role + ' ' + text + '.\n'", "<eos>"),
+        ("'<bos>' + role + ' ' + text", "<eos>"),
+        ("role + ': ' + text + ' <end_of_turn>\n'", "<end_of_turn>"),
+        ("role + ': ' + text + '<eos>'", "<eos>"),
+    ],
+)
+def test_end_of_turn_is_what_directly_follows_the_content(turn: str, end: str) -> None:
+    """Only white space may stand between; BOS and what starts the next turn end nothing."""
     tokenizer = small.gemma()
+    turn = turn.replace("role", "m['role']").replace("text", "m['content']")
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
+        "{% for m in messages %}{{ " + turn + " }}{% endfor %}{{ 'assistant: ' }}"
     )
     template = Template.build(tokenizer, TemplateConfig())
-    assert template.eos_id == tokenizer.eos_token_id
-    assert template.separator_ids[0] != template.eos_id
+    assert template.eos_id == tokenizer.convert_tokens_to_ids(end)
 
 
 def test_special_strings_in_separator_and_texts() -> None:
