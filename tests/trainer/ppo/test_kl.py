@@ -59,5 +59,5 @@ def test_state_round_trip():
 
 
 def test_bad_target():
-    with pytest.raises(ValueError, match="kl.target"):
+    with pytest.raises(ValueError, match=r"kl\.target"):
         KLController(KLConfig(controller="adaptive", target=0.0))

@@ -37,7 +37,9 @@ def test_value_loss_takes_the_larger_of_clipped_and_unclipped_error():
     loss.backward()
     # Where the clipped term binds there is no gradient: the value has moved far enough.
     assert values.grad is not None
-    assert values.grad[:2].tolist() == [0.0, 0.0] and values.grad[2].item() == pytest.approx(1.1 / 8)
+    assert values.grad[:2].tolist() == [0.0, 0.0] and values.grad[2].item() == pytest.approx(
+        1.1 / 8
+    )
 
 
 def test_value_loss_without_clipping_is_half_the_squared_error():

@@ -1,0 +1,105 @@
+"""PPO on one rank and on two ZeRO-3 ranks: the same rollouts, rewards, gradients and weights.
+
+One launch of torchrun for all cases (see ppo_worker.py): untied head; tied head with an adaptive KL
+coefficient; tied Gemma 3 with sliding windows where all of rank 1's responses are one token long;
+scalar reward with a critic warm-up; aligned reward, whose corrections are generated under ZeRO-3.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ppo_worker
+from ppo_worker import CASES
+
+pytestmark = pytest.mark.distributed
+TOLERANCE = 1e-5
+Results = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
+    root = tmp_path_factory.mktemp("ppo_parity")
+    one, two = root / "one", root / "two"
+    one.mkdir()
+    two.mkdir()
+    ppo_worker.make_root(root)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch = subprocess.Popen(
+        [*command, ppo_worker.__file__, str(root), str(two)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+    )
+    try:
+        ppo_worker.main(root, one)
+        output, _ = launch.communicate(timeout=240)
+    finally:
+        launch.kill()
+        launch.wait()
+    assert launch.returncode == 0, output[-4000:]
+    load = {"weights_only": False}  # our own results of a moment ago
+    return torch.load(one / "results.pt", **load), torch.load(two / "results.pt", **load)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_rollouts_rewards_and_advantages(case: str, results: Any) -> None:
+    one, two = (r[case] for r in results)
+    assert one["scale"] == pytest.approx(two["scale"], rel=1e-6)
+    for mine, theirs in zip(one["phases"], two["phases"], strict=True):
+        assert sorted(mine) == sorted(theirs) == list(range(7))
+        for number, response in mine.items():
+            for name, value in response.items():
+                if isinstance(value, torch.Tensor):
+                    torch.testing.assert_close(
+                        value, theirs[number][name], rtol=TOLERANCE, atol=TOLERANCE
+                    )
+                else:
+                    assert value == theirs[number][name], (number, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_losses_and_metrics_on_every_rank_count(case: str, results: Any) -> None:
+    one, two = (r[case] for r in results)
+    assert one["coef"] == pytest.approx(two["coef"], rel=TOLERANCE)
+    for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {n for n in mine if n.startswith("time/")}:
+            assert mine[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=1e-7), name
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("what", ["policy", "critic"])
+def test_same_gradients_and_weights_under_sgd(case: str, what: str, results: Any) -> None:
+    one, two = (r[case] for r in results)
+    for mine, theirs in ((one["gradients"][what], two["gradients"][what]), (one[what], two[what])):
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            error = (tensor - theirs[name]).abs().max() / tensor.abs().max().clamp_min(1e-6)
+            assert error <= TOLERANCE, (name, float(error))
+    assert any(g.abs().max() > 1e-3 for g in one["gradients"][what].values())
+
+
+def test_the_cases_are_what_they_say(results: Any) -> None:
+    two = results[1]
+    short = [r["tokens"] for p in two["gemma3_unequal"]["phases"] for n, r in p.items() if n % 2]
+    long = [
+        r["tokens"] for p in two["gemma3_unequal"]["phases"] for n, r in p.items() if n % 2 == 0
+    ]
+    assert all(len(tokens) == 1 for tokens in short)
+    assert sum(map(len, long)) > 5 * len(long)
+    assert two["tied_adaptive"]["coef"] != 0.2
+    # The critic's warm-up leaves the policy alone for a phase.
+    scalar = two["scalar"]["metrics"]
+    assert "lr/policy" not in scalar[0] and "lr/policy" in scalar[1]
+    assert all(m["ppo/first_ratio_error"] <= 1e-5 for m in two["untied"]["metrics"])
