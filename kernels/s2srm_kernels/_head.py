@@ -5,7 +5,8 @@
 in at least float32. Rows with ignore_index are dropped before anything is read. The rest are taken
 in chunks of at most max(TILE * V, 2**24) logits, and every product inside a chunk is made from
 tiles of exactly TILE rows, the last one padded with zeros: a BLAS picks its order of summation by
-the shape of the product, so a fixed shape is what gives a row the same bits in any batch.
+the shape of the product, so a fixed shape is what gives a row the same bits in any batch (with
+the same number of threads).
 
 Left out: tiling over the vocabulary. The upcast weight is held whole for the length of the call.
 """

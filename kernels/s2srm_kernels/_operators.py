@@ -114,7 +114,7 @@ _has_kernel._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemb
 
 
 def _without_autocast(kernel: Kernel) -> Kernel:
-    """Autocast is still on inside an operator and would undo the upcast before every product."""
+    """Autocast is still on inside an operator and would undo the upcast before a product."""
 
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:

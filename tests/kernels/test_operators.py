@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch.library import opcheck
 
 import s2srm_kernels as kernels
+from s2srm_kernels._operators import _without_autocast
 
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
 NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]
@@ -92,6 +93,13 @@ def test_a_backend_is_chosen_as_soon_as_it_registers_a_kernel():
     finally:
         library._destroy()
     assert kernels.gae(**args).returns.tolist() == [0, 0, 0]
+
+
+def test_autocast_is_off_inside_an_operator():
+    run = _without_autocast(lambda a: a @ a)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert run(torch.ones(2, 2)).dtype == torch.float32
+        assert torch.is_autocast_enabled("cpu")
 
 
 def _compiled_cases():
