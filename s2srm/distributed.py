@@ -31,9 +31,8 @@ def start_alone() -> None:
     if dist.is_initialized():
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(
-        backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
-    )
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
     atexit.register(_stop)
 
 

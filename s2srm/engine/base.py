@@ -145,7 +145,9 @@ def map_microbatches(engine: Engine, microbatches: Sequence[T], fn: Callable[[T]
 
     Ranks with fewer micro-batches than the others run dummy forwards.
     """
+    # Agreed on first: once a rank is in a forward, the others must be in one too.
+    count = distributed.max_over_ranks(len(microbatches))
     results = [fn(microbatch) for microbatch in microbatches]
-    for _ in range(distributed.max_over_ranks(len(microbatches)) - len(microbatches)):
+    for _ in range(count - len(microbatches)):
         engine(dummy_batch(engine.device))
     return results

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from s2srm import distributed
 from s2srm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def _flash_implementation() -> str:
 
 @cache
 def _log_choice(wanted: str, chosen: str, reason: str) -> None:
-    logger.info("attention %s: %s%s", wanted, chosen, f" ({reason})" if reason else "")
+    if distributed.is_main():
+        logger.info("attention %s: %s%s", wanted, chosen, f" ({reason})" if reason else "")
 
 
 def packed_sdpa(

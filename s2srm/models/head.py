@@ -10,7 +10,7 @@ Left out: heads with a projection of their own (a stack of layers instead of one
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,12 +41,12 @@ class FusedHead(nn.Module):
     state-dict names and ties to the embedding stay as they are.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
-    def __init__(self, linear: nn.Module, *, softcap: float | None, scale: float) -> None:
+    def __init__(self, linear: nn.Linear, *, softcap: float | None, scale: float) -> None:
         super().__init__()
-        self.weight = linear.weight
+        self.weight = cast(nn.Parameter, linear.weight)
         self.register_parameter("bias", getattr(linear, "bias", None))
         self.softcap = softcap
         self.scale = scale

@@ -75,17 +75,19 @@ class RMTask(Task[TokenisedPreference]):
         return load_causal_lm(self.cfg.model, zero_config=zero_config, train=True)
 
     def units(self, row: TokenisedPreference) -> list[Unit]:
-        return self._units(row, self.cfg.correction_weight, self.cfg.identity_weight)
+        """What is trained: no computation is spent on a mapping of weight 0."""
+        weights = (self.cfg.correction_weight, self.cfg.identity_weight)
+        return [unit for unit in self._both(row, *weights) if unit.segments[0].weight > 0]
 
     def dev_units(self, row: TokenisedPreference) -> list[Unit]:
         """Both mappings, also where one of them is not trained."""
-        return self._units(row, 1.0, 1.0)
+        return self._both(row, 1.0, 1.0)
 
-    def _units(self, row: TokenisedPreference, correction: float, identity: float) -> list[Unit]:
+    def _both(self, row: TokenisedPreference, correction: float, identity: float) -> list[Unit]:
         segments = rm_segments(
             self.template, row.prompt, row.chosen, row.rejected, correction, identity
         )
-        kinds = [k for k, w in ((CORRECTION, correction), (IDENTITY, identity)) if w > 0]
+        kinds = (CORRECTION, IDENTITY)
         return [Unit((s,), kind) for s, kind in zip(segments, kinds, strict=True)]
 
     def weight(self, units: Iterable[Unit]) -> float:

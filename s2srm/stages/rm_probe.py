@@ -125,4 +125,4 @@ def correlation(added: Iterable[float]) -> float:
 
 def _identity(template: Template, prompt: Sequence[int], response: Sequence[int]) -> Segment:
     """x | y | separator | y EOS, with the second y and EOS predicted."""
-    return rm_segments(template, prompt, response, response, 0.0, 1.0)[0]
+    return rm_segments(template, prompt, response, response)[1]
