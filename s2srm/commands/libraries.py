@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 
 def quiet_libraries() -> None:
-    """Switch off the progress bars of datasets and transformers; their warnings stay."""
+    """Switch off the progress bars of datasets and transformers; their warnings stay.
+
+    DeepSpeed, which transformers imports where it is installed, is told about a machine without
+    CUDA, so that it neither searches nor prints.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import datasets
     from transformers.utils import logging as transformers_logging
 

@@ -34,8 +34,9 @@ MICRO = DemoSettings(
     minibatch_size=8,
     ppo_epochs=1,
     max_new_tokens=12,
-    eval_prompts=6,
+    eval_prompts=8,
 )
+TEMPLATE = ("--template.kind", "plain", "--template.separator", " <fix> ")
 STAGES = ("sft", "rm", "scalar-rm", "ppo-scalar", "ppo-seq2seq")
 
 
@@ -182,11 +183,11 @@ def test_report_of_one_run(demo, tmp_path):
     assert "<article>" in html and "kl/per_response" in html
 
 
-def test_a_second_demo_replaces_the_first_and_a_stage_does_not(demo, capsys):
+def test_a_stage_does_not_replace_the_run_that_is_there(demo, capsys):
     folder, _ = demo
     argv = ["sft", "--output", str(folder / "sft"), "--model.path", str(folder / "data" / "model")]
-    assert main([*argv, "--data.path", str(folder / "data" / "sft.jsonl")]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    argv += ["--data.path", str(folder / "data" / "sft.jsonl"), *TEMPLATE]
+    one_line_error([*argv, "--response_column", "response"], "already holds a run", capsys)
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def ppo_argv(demo, tmp_path):
     folder, _ = demo
     return [
         *("ppo", "--output", str(tmp_path / "out"), "--policy.path", str(folder / "sft")),
-        *("--template.kind", "plain", "--template.separator", " <fix> "),
+        *TEMPLATE,
         *("--data.path", str(folder / "data" / "prompts_train.jsonl")),
         *("--reward.model.path", str(tmp_path / "rm")),
     ]
@@ -249,7 +250,7 @@ def test_bad_rows_stop_rm_before_training(demo, tmp_path, capsys, rows, message)
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(rows) + "\n")
     argv = ["rm", "--output", str(tmp_path / "out"), "--model.path", str(folder / "sft")]
-    argv += ["--data.path", str(data), "--data.max_prompt_tokens", "100"]
+    argv += ["--data.path", str(data), "--data.max_prompt_tokens", "100", *TEMPLATE]
     one_line_error(argv, message, capsys)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
