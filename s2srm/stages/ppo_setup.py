@@ -63,7 +63,7 @@ def prepare(cfg: PPOConfig) -> Inputs:
     rows, report = load_prompts(cfg.data)
     limit, reserve = position_limit(cfg, template, config, rm_config)
     tokenised, num_long = tokenise_prompts(rows, tokenizer, template, cfg.data, limit, reserve)
-    log_rows(cfg.data, tokenised, report, num_long)
+    log_rows(cfg.data, len(tokenised), report, num_long)
     return Inputs(prepare_output(cfg), tokenizer, template, [row.prompt for row in tokenised])
 
 

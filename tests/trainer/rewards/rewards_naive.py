@@ -21,9 +21,7 @@ def greedy(model: PreTrainedModel, tokens: list[int], max_new_tokens: int, eos: 
     )
     ids = torch.tensor([tokens])
     with torch.no_grad():
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=config
-        )
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return output[0, len(tokens) :].tolist()
 
 
