@@ -57,9 +57,7 @@ def make_inputs(folder: Path) -> None:
         return " ".join(f"w{draw.randrange(3, VOCAB)}" for _ in range(length))
 
     def write(name: str, lengths: list[tuple[int, int, int]]) -> None:
-        rows = [
-            {"prompt": text(p), "chosen": text(c), "rejected": text(r)} for p, c, r in lengths
-        ]
+        rows = [{"prompt": text(p), "chosen": text(c), "rejected": text(r)} for p, c, r in lengths]
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     write("mixed.jsonl", [(3, 5, 4), (9, 2, 17), (1, 1, 1), (4, 12, 3), (6, 6, 6), (2, 20, 9)])
@@ -188,9 +186,7 @@ CASES: dict[str, Callable[[Path, Path], None]] = {
     "rm-gradient-untied": _rm("gemma3", "mixed.jsonl", max_steps=1, optim={"lr": 1000.0}),
     "rm-gradient-tied": _rm("gemma3-tied", "mixed.jsonl", max_steps=1, optim={"lr": 1000.0}),
     "rm-mixed-untied": _rm("llama", "mixed.jsonl"),
-    "rm-skewed-tied": _rm(
-        "gemma3-tied", "skewed.jsonl", batch_size=2, gradient_checkpointing=True
-    ),
+    "rm-skewed-tied": _rm("gemma3-tied", "skewed.jsonl", batch_size=2, gradient_checkpointing=True),
     "rm-one-rank-empty-tied": _rm(
         "gemma3-tied", "mixed.jsonl", batch_size=1, reduction="sequence_sum", identity_weight=0.25
     ),

@@ -183,6 +183,9 @@ def main(root: Path, out: Path) -> None:
     torch.set_num_threads(1)
     distributed.start()
     results = {case: run_case(case, root, out) for case in CASES}
+    # The whole stage, with samples and saving; one of two ranks has a single response.
+    cfg = case_config("untied", root, out)
+    ppo.run(replace(cfg, output=str(out / "stage"), rollout_size=3, total_steps=1))
     if distributed.is_main():
         torch.save(results, out / "results.pt")
     distributed.barrier()

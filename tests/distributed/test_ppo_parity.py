@@ -7,6 +7,7 @@ scalar reward with a critic warm-up; aligned reward, whose corrections are gener
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ppo_worker
@@ -26,8 +28,12 @@ Results = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
-    root = tmp_path_factory.mktemp("ppo_parity")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ppo_parity")
+
+
+@pytest.fixture(scope="module")
+def results(root: Path) -> tuple[Results, Results]:
     one, two = root / "one", root / "two"
     one.mkdir()
     two.mkdir()
@@ -45,8 +51,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]
         ppo_worker.main(root, one)
         output, _ = launch.communicate(timeout=240)
     finally:
-        launch.kill()
-        launch.wait()
+        # Not kill: torchrun must end its ranks too.
+        launch.terminate()
+        launch.wait(timeout=60)
     assert launch.returncode == 0, output[-4000:]
     load = {"weights_only": False}  # our own results of a moment ago
     return torch.load(one / "results.pt", **load), torch.load(two / "results.pt", **load)
@@ -103,3 +110,18 @@ def test_the_cases_are_what_they_say(results: Any) -> None:
     scalar = two["scalar"]["metrics"]
     assert "lr/policy" not in scalar[0] and "lr/policy" in scalar[1]
     assert all(m["ppo/first_ratio_error"] <= 1e-5 for m in two["untied"]["metrics"])
+
+
+def test_the_stage_on_two_ranks_saves_what_one_rank_saves(root: Path, results: Any) -> None:
+    for folder in ("stage", "stage/critic"):
+        one, two = (AutoModelForCausalLM.from_pretrained(root / n / folder) for n in ("one", "two"))
+        for name, tensor in one.state_dict().items():
+            torch.testing.assert_close(two.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+    texts = [
+        (root / n / "stage" / "samples.jsonl").read_text().splitlines() for n in ("one", "two")
+    ]
+    rows = [[json.loads(line) for line in lines] for lines in texts]
+    assert len(rows[0]) == len(rows[1]) == 3
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ("prompt", "response", "tokens", "rm_tokens", "correction"):
+            assert mine[name] == theirs[name] is not None
