@@ -28,18 +28,17 @@ def test_large_mean_does_not_eat_the_variance():
 
 
 def test_value_loss_takes_the_larger_of_clipped_and_unclipped_error():
-    old, returns = torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, 0.1])
-    values = torch.tensor([0.5, 1.5, 0.1, 0.1], requires_grad=True)
+    old, returns = torch.zeros(5), torch.tensor([1.0, 1.0, -1.0, 0.1, 1.0])
+    values = torch.tensor([0.5, 1.5, 0.1, 0.1, -0.5], requires_grad=True)
     loss = value_loss(values, old, returns, clip=0.2, normalizer=8.0)
-    #          v moved past the clip towards R: (0.2 - 1)^2; twice; away from R: v itself; at R: 0
-    expected = 0.5 * (0.64 + 0.64 + 1.21 + 0.0) / 8.0
+    # Twice past the clip towards R: (0.2 - 1)^2; inside the clip: v itself; at R: 0; past the clip
+    # away from R: v itself, so that it is pulled back.
+    expected = 0.5 * (0.64 + 0.64 + 1.21 + 0.0 + 2.25) / 8.0
     assert loss.item() == pytest.approx(expected)
     loss.backward()
-    # Where the clipped term binds there is no gradient: the value has moved far enough.
     assert values.grad is not None
-    assert values.grad[:2].tolist() == [0.0, 0.0] and values.grad[2].item() == pytest.approx(
-        1.1 / 8
-    )
+    # Where the clipped term binds there is no gradient: the value has moved far enough.
+    assert values.grad.tolist() == pytest.approx([0.0, 0.0, 1.1 / 8, 0.0, -1.5 / 8])
 
 
 def test_value_loss_without_clipping_is_half_the_squared_error():

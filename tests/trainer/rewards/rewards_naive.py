@@ -28,7 +28,7 @@ def greedy(model: PreTrainedModel, tokens: list[int], max_new_tokens: int, eos: 
 def naive_token_rewards(
     model: PreTrainedModel, template: Template, prompt: list[int], response: Response
 ) -> tuple[list[float], int, list[int]]:
-    """(rewards, divergence index, correction); +1 before the divergence, -1 for diverging tokens."""
+    """(rewards, divergence index, correction): +1 until it diverges, -1 for diverging tokens."""
     given = template.rm_input(prompt, response.tokens)
     correction = greedy(model, given, len(response.tokens) + 4, template.eos_id)
     rewards: list[float] = []
