@@ -58,7 +58,8 @@ def line_chart(title: str, series: Sequence[Series]) -> str:
             f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>'
         )
     for tick in x_ticks:
-        if x_low <= tick <= x_high:
+        # Steps are whole numbers.
+        if x_low <= tick <= x_high and tick == round(tick):
             x, _ = place(tick, y_low)
             parts.append(
                 f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{_number(tick)}</text>'

@@ -120,3 +120,12 @@ def test_doctor_reports_and_exits_0(capsys):
     shown = capsys.readouterr().out
     for word in ("torch", "linear_cross_entropy", "token_rewards", "attention", "CPU"):
         assert word in shown
+
+
+@pytest.mark.distributed
+def test_under_torchrun_one_rank_prints_the_line_and_every_rank_fails():
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, "-m", "s2srm", "rm", "--modl.path", "x"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert result.stderr.count("s2srm: error: unknown option --modl.path") == 1
