@@ -115,15 +115,22 @@ def phase_metrics(experience: Experience) -> dict[str, float]:
         metrics["reward/divergence_fraction"] = sum(fractions) / num_responses
     if "agrees" in table:
         metrics["reward/rm_agreement"] = sum(table["agrees"]) / num_tokens
-    if metrics["kl/k1"] < 0 and distributed.is_main():
-        # Sampling noise where the policies are nearly equal; if it lasts, sampling and logprobs
-        # disagree (temperature, suppressed tokens) and the policy is paid for leaving.
-        logger.warning(
-            "mean KL estimate k1 is negative: %.3g nat per token (k3 %.3g)",
-            metrics["kl/k1"],
-            metrics["kl/k3"],
-        )
+    _warn_of_negative_kl(experience.k1)
     return metrics
+
+
+def _warn_of_negative_kl(k1: Tensor) -> None:
+    """k1 averages to the KL, so a mean below 0 by more than noise means that something disagrees.
+
+    Sampling and logprobs then differ (temperature, suppressed tokens), and the policy is paid for
+    leaving the reference. Noise: three standard errors of the mean.
+    """
+    mean, variance, count = global_moments(k1)
+    error = math.sqrt(float(variance) / max(count, 1))
+    if float(mean) < -3.0 * error and distributed.is_main():
+        logger.warning(
+            "the mean KL estimate k1 is negative: %.3g +- %.2g nat per token", float(mean), error
+        )
 
 
 def gather_responses(

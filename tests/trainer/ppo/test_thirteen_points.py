@@ -348,6 +348,10 @@ def test_point_07_k1_and_k3_are_logged_and_a_negative_mean_is_warned_of(caplog):
         assert found["kl/per_response"] == pytest.approx(per_response)
         phase_metrics(replace(experience, k1=-experience.k1.abs() - 0.1))
         assert "k1 is negative" in caplog.text
+        caplog.clear()
+        noise = torch.linspace(-1.0, 0.9, experience.k1.numel())
+        assert phase_metrics(replace(experience, k1=noise))["kl/k1"] < 0
+        assert not caplog.records, "within the noise"
 
 
 # 8 ----------------------------------------------------------------------------------------------
