@@ -59,8 +59,8 @@ class PackedCausalLM(nn.Module):
         batch holds two sequences with the same tokens.
         """
         length = int(batch.cu_seqlens[1])
-        ids = batch.tokens[None, :length]
-        logits = self.lm(input_ids=ids, use_cache=False).logits[0].float()
+        alone = pack([Segment(batch.tokens[:length].tolist(), 1)]).to(batch.tokens.device)
+        logits = self.lm(**_packed_inputs(alone)).logits[0].float()
         rows = batch.rows[batch.rows < length]
         wanted = logits[rows].log_softmax(-1)
         wanted = wanted.gather(1, batch.targets[: rows.numel(), None])[:, 0]
@@ -72,19 +72,22 @@ class PackedCausalLM(nn.Module):
 
 def trunk_forward(lm: PreTrainedModel, batch: Packed) -> Tensor:
     """(T, D) last hidden states of the decoder stack over a packed batch."""
-    lengths = batch.cu_seqlens.diff()
-    longest = int(lengths.max())
-    output = lm.base_model(
-        input_ids=batch.tokens[None],
-        position_ids=batch.positions[None],
-        use_cache=False,
-        cu_seq_lens_q=batch.cu_seqlens,
-        cu_seq_lens_k=batch.cu_seqlens,
-        max_length_q=longest,
-        max_length_k=longest,
-        sequence_lengths=tuple(lengths.tolist()),
-    )
-    return output.last_hidden_state[0]
+    return lm.base_model(**_packed_inputs(batch)).last_hidden_state[0]
+
+
+def _packed_inputs(batch: Packed) -> dict[str, Any]:
+    """A batch of one row for transformers, with what the attention functions need beside it."""
+    lengths = tuple(batch.cu_seqlens.diff().tolist())
+    return {
+        "input_ids": batch.tokens[None],
+        "position_ids": batch.positions[None],
+        "use_cache": False,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "sequence_lengths": lengths,
+    }
 
 
 def check_batch(vocab_size: int) -> Packed:

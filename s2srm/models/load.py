@@ -24,6 +24,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import (
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from s2srm import distributed
@@ -109,7 +113,6 @@ def load_lm(
         )
     lm, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     _check_loaded(info, cfg.path)
-    lm.config.use_cache = False
     lm.requires_grad_(train)
     if train and cfg.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -199,15 +202,24 @@ def _one_line(where: str) -> Iterator[None]:
 
 @contextmanager
 def _zero_init(zero_config: dict[str, Any] | None, dtype: torch.dtype) -> Iterator[None]:
-    """transformers creates partitioned parameters while an HfDeepSpeedConfig lives."""
+    """transformers creates partitioned parameters while a DeepSpeed configuration is set."""
     if zero_config is None:
         yield
         return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
-    alive = HfDeepSpeedConfig({**zero_config, "bf16": {"enabled": dtype == torch.bfloat16}})
+    # transformers holds only a weak reference.
+    alive = _ZeroConfig({**zero_config, "bf16": {"enabled": dtype == torch.bfloat16}})
+    set_hf_deepspeed_config(alive)
     try:
         yield
     finally:
         unset_hf_deepspeed_config()
-        del alive
+
+
+class _ZeroConfig:
+    """What transformers reads of its HfDeepSpeedConfig, which would need the accelerate package."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        return True
