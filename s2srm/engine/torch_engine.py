@@ -1,4 +1,8 @@
-"""One process, no sharding. Also what runs a frozen model that DeepSpeed would not shard."""
+"""One process, no sharding. Also what runs a frozen model that DeepSpeed would not shard.
+
+bfloat16 weights are trained through float32 copies, as DeepSpeed does: an update of a relative size
+under 2^-8 would otherwise round to nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +37,10 @@ class TorchEngine(Engine):
         if optim is None:
             self.module.requires_grad_(False)
             self.optimizer = None
+            self._masters: list[tuple[Tensor, Tensor]] = []
         else:
             self.optimizer = build_optimizer(self.module, optim)
+            self._masters = _float32_masters(self.optimizer)
 
     def train_forward(self, *args: Any, **kwargs: Any) -> Any:
         self.module.train()
@@ -47,20 +53,40 @@ class TorchEngine(Engine):
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         loss.backward()
+        for weight, master in self._masters:
+            if weight.grad is not None:
+                grad = weight.grad.float()
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                weight.grad = None
 
     def step(self) -> StepInfo:
         assert self.optimizer is not None and self.optim is not None, "a frozen model has no step"
         lr = learning_rate(self.optim, self.num_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [p for p in trained if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.optim.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for weight, master in self._masters:
+                weight.copy_(master)
         self.num_steps += 1
         return StepInfo(float(norm), lr)
 
     def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def _float32_masters(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Let the optimiser train float32 copies of its bfloat16 parameters; (weight, copy) pairs."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for group in optimizer.param_groups:
+        for i, weight in enumerate(group["params"]):
+            if weight.dtype == torch.bfloat16:
+                group["params"][i] = nn.Parameter(weight.detach().float())
+                pairs.append((weight, group["params"][i]))
+    return pairs

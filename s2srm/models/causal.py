@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from s2srm.errors import UserError
+from s2srm.models.float64 import sum_norm_gradients_in_float64
 from s2srm.models.head import FusedHead, HeadOp, fuse_head
 from s2srm.packing import Packed, Segment, pack
 
@@ -24,6 +25,7 @@ class PackedCausalLM(nn.Module):
         self.lm = lm
         self.where = where
         fuse_head(lm, lm.config, where)
+        sum_norm_gradients_in_float64(lm)
 
     @property
     def config(self) -> PretrainedConfig:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from s2srm.errors import UserError
 from s2srm.models.causal import trunk_forward
+from s2srm.models.float64 import sum_norm_gradients_in_float64
 from s2srm.packing import Packed
 
 SCORE_FILE = "score_head.safetensors"
@@ -33,6 +34,7 @@ class PackedValueModel(nn.Module):
     ) -> None:
         super().__init__()
         self.lm = lm
+        sum_norm_gradients_in_float64(lm)
         width = int(lm.config.get_text_config().hidden_size)
         head = lm.get_output_embeddings()
         embedding = lm.get_input_embeddings()

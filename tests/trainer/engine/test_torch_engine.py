@@ -110,3 +110,20 @@ def test_engine_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_kind(EngineConfig()) == "deepspeed"
     with pytest.raises(UserError, match="torchrun started 2"):
         engine_kind(EngineConfig(kind="torch"))
+
+
+def test_bfloat16_weights_are_trained_through_float32_copies() -> None:
+    """Steps that each round to nothing in bfloat16 add up."""
+    weight = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    module = nn.Linear(4, 4, bias=False)
+    module.weight = weight
+    optim = OptimConfig(name="sgd", lr=1e-3, schedule="constant", max_grad_norm=0.0)
+    engine = TorchEngine(module, optim, 20, torch.device("cpu"))
+    for step in range(20):
+        for last in (False, True):
+            loss = engine.train_forward(torch.ones(1, 4, dtype=torch.bfloat16)).sum() / 2
+            engine.backward(loss, last)
+        assert engine.step().grad_norm == pytest.approx(4.0)
+        if step == 0:
+            assert torch.equal(weight, torch.ones_like(weight))
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.98))
