@@ -1,16 +1,16 @@
-"""Summarisation: state what a short post says about the person in its title, and nothing else.
+"""Summarisation: say briefly what a post tells of its author, as a TL;DR does.
 
-A post mixes facts about the title's person, true facts about others, and filler. The summary names
-the person and lists the facts: `mara moved to oslo and likes soup .`
+A post mixes facts about the author, true facts about other people, and filler. The summary lists
+the author's facts and nothing else: `i moved to oslo and lost the keys .`
 
 The writer is hasty (often stops after two facts), sometimes confuses a value with another one of
 the post, and sometimes pads with repeats, filler or other people's facts. The annotator counts
 right and wrong statements, forgives padding, and at equal quality prefers the longer summary. The
 judge is the F1 of statements, so padding costs precision.
 
-Out of distribution: relations that training never states about that title, longer posts, and
-reported facts (`we heard that mara ...`). Left out: coreference and paraphrase; facts are stated as
-they appear.
+Out of distribution: relations that never meet in one training post, longer posts with more facts,
+and reported facts (`it seems that i lost the keys`). Left out: coreference and paraphrase; facts
+are stated as they appear.
 """
 
 from __future__ import annotations
@@ -24,31 +24,36 @@ from typing import ClassVar
 from s2srm.worlds.base import Gold, World
 from s2srm.worlds.tokenizer import unique_words
 
-_NAMES = (
-    *("mara", "ivan", "lena", "omar", "ruth", "hugo", "nina", "paul"),
-    *("sara", "timo", "vera", "yusuf", "ada", "boris", "clara", "dario"),
-)
+_AUTHOR = "i"
+_OTHERS = ("mara", "ivan", "lena", "omar", "ruth", "hugo", "nina", "paul")
 _VALUES = {
     "moved to": "oslo rome lima cairo delhi kyoto quito paris",
     "bought a": "lamp boat coat clock tent desk bike kite",
-    "works as a": "baker nurse pilot judge miner tailor singer plumber",
-    "likes": "soup rice figs cheese honey bread plums mint",
-    "fears": "dogs bees heights storms snakes crowds ghosts needles",
-    "studies": "law music physics latin botany history logic poetry",
-    "plays the": "flute drum harp cello organ banjo trumpet violin",
-    "lost the": "keys ring map wallet ticket glove hat letter",
+    "worked as a": "baker nurse pilot judge miner tailor singer plumber",
+    "cooked some": "soup rice figs cheese honey bread plums mint",
+    "feared the": "dogs bees heights storms snakes crowds ghosts needles",
+    "passed in": "law music physics latin botany history logic poetry",
+    "played the": "flute drum harp cello organ banjo trumpet violin",
+    "lost my": "keys ring map wallet ticket glove hat letter",
 }
 _RELATIONS = {relation: values.split() for relation, values in _VALUES.items()}
+_KEPT_APART = (
+    ("moved to", "played the"),
+    ("bought a", "passed in"),
+    ("worked as a", "lost my"),
+    ("cooked some", "feared the"),
+)
 _FILLER = (
     "the day was cold",
-    "we heard a bell",
+    "somebody rang a bell",
     "that was long ago",
     "the street was quiet",
     "it rained again",
     "nobody knew why",
 )
 _ADVERBS = ("yesterday", "recently")
-_REPORTED = "we heard that"
+_REPORTED = "it seems that"
+_PEOPLE = frozenset((_AUTHOR, *_OTHERS))
 _WORDS_PER_STATEMENT = 4  # a longer statement counts as several, so run-on text is not free
 
 
@@ -56,11 +61,11 @@ _WORDS_PER_STATEMENT = 4  # a longer statement counts as several, so run-on text
 class SummarizationConfig:
     """Probabilities of the writer's flaws and of the annotator's bias and errors."""
 
-    hasty: float = 0.55
+    hasty: float = 0.75
     """Writer: stops after two facts."""
     wrong_value: float = 0.1
     """Writer, each fact: its value is confused with another value, of the post if there is one."""
-    padding: float = 0.35
+    padding: float = 0.25
     """Writer: adds one or two statements that the summary does not need."""
     longer_preferred: float = 0.85
     """Annotator: of two summaries of equal quality, prefers the longer one."""
@@ -70,19 +75,18 @@ class SummarizationConfig:
 
 @dataclass(frozen=True)
 class _Post:
-    """A parsed prompt: facts are (name, clause), in the order of the post."""
+    """A parsed prompt: facts are (person, clause), in the order of the post."""
 
-    title: str
     facts: tuple[tuple[str, str], ...]
     filler: tuple[str, ...]
 
     @property
     def salient(self) -> list[str]:
-        return [clause for name, clause in self.facts if name == self.title]
+        return [clause for person, clause in self.facts if person == _AUTHOR]
 
 
 class SummarizationWorld(World):
-    """Posts with facts about several people; see the module's description."""
+    """Posts with facts about their author and others; see the module's description."""
 
     name: ClassVar[str] = "summarization"
 
@@ -91,8 +95,9 @@ class SummarizationWorld(World):
 
     def words(self) -> list[str]:
         return unique_words(
-            "title : post tl;dr . and",
-            *_NAMES,
+            "post tl;dr : . and",
+            _AUTHOR,
+            *_OTHERS,
             *_RELATIONS,
             *_VALUES.values(),
             *_FILLER,
@@ -101,29 +106,21 @@ class SummarizationWorld(World):
         )
 
     def make_prompt(self, rng: random.Random, ood: bool) -> str:
-        title = rng.choice(_NAMES)
-        others = rng.sample([name for name in _NAMES if name != title], 2)
         num_salient = rng.choice((3, 4, 5) if ood else (2, 3, 4))
         num_other = rng.choice((2, 3) if ood else (1, 2))
-        kept_out = _kept_out(title)
-        relations = [relation for relation in _RELATIONS if relation not in kept_out]
-        if ood:
-            relations = [*kept_out, *rng.sample(relations, num_salient - len(kept_out))]
-        else:
-            relations = rng.sample(relations, num_salient)
-        sentences: list[str] = []
-        for relation in relations:
-            sentences.append(_fact_sentence(rng, title, relation, ood))
-        for _ in range(num_other):
-            relation = rng.choice(list(_RELATIONS))
+        relations = rng.sample(list(_RELATIONS), num_salient)
+        while _meet(relations) != ood:
+            relations = rng.sample(list(_RELATIONS), num_salient)
+        others = rng.sample(_OTHERS, 2)
+        sentences = [_fact_sentence(rng, _AUTHOR, relation, ood) for relation in relations]
+        for relation in rng.sample(list(_RELATIONS), num_other):
             sentences.append(_fact_sentence(rng, rng.choice(others), relation, ood))
         sentences += rng.sample(_FILLER, rng.choice((1, 2)))
         rng.shuffle(sentences)
-        return f"title : {title} post : {' . '.join(sentences)} . tl;dr :"
+        return f"post : {' . '.join(sentences)} . tl;dr :"
 
     def reference_response(self, prompt: str) -> str:
-        post = _parse_prompt(prompt)
-        return f"{post.title} {' and '.join(post.salient)} ."
+        return _render(_parse_prompt(prompt).salient)
 
     def write_response(self, rng: random.Random, prompt: str) -> str:
         post = _parse_prompt(prompt)
@@ -137,7 +134,7 @@ class SummarizationWorld(World):
         if rng.random() < self.config.padding:
             for _ in range(rng.choice((1, 2))):
                 statements.append(_padding(rng, statements, post))
-        return f"{post.title} {' and '.join(statements)} ."
+        return _render(statements)
 
     def _confuse(self, rng: random.Random, clause: str, post: _Post) -> str:
         """The clause with another value: one of the post with the same relation, else any."""
@@ -161,7 +158,7 @@ class SummarizationWorld(World):
     def judge(self, prompt: str, response: str) -> Gold:
         """F1 of statements: 2 right / (stated + needed).
 
-        right: a fact about the title's person, said for the first time and attributed to them.
+        right: a fact of the post about its author, said for the first time and of the author.
         stated: every statement, one of more than four words counting as words / 4.
         """
         post = _parse_prompt(prompt)
@@ -169,7 +166,7 @@ class SummarizationWorld(World):
         remaining = set(post.salient)
         for subject, clause in _statements(response):
             stated += max(1.0, len(clause.split()) / _WORDS_PER_STATEMENT)
-            if subject == post.title and clause in remaining:
+            if subject == _AUTHOR and clause in remaining:
                 remaining.remove(clause)
                 right += 1
         return Gold(
@@ -182,15 +179,14 @@ class SummarizationWorld(World):
         )
 
 
-def _kept_out(name: str) -> tuple[str, str]:
-    """The two relations that no post of the seen family states about its title `name`."""
-    relations, i = list(_RELATIONS), _NAMES.index(name)
-    return relations[i % 8], relations[(i + 3) % 8]
+def _meet(relations: Sequence[str]) -> bool:
+    """Whether two relations are there that no post of the seen family states together."""
+    return any(set(pair) <= set(relations) for pair in _KEPT_APART)
 
 
-def _fact_sentence(rng: random.Random, name: str, relation: str, ood: bool) -> str:
-    """`mara moved to oslo`, at times with an adverb before it, or reported when ood."""
-    fact = f"{name} {relation} {rng.choice(_RELATIONS[relation])}"
+def _fact_sentence(rng: random.Random, person: str, relation: str, ood: bool) -> str:
+    """`i moved to oslo`, at times with an adverb before it, or reported when ood."""
+    fact = f"{person} {relation} {rng.choice(_RELATIONS[relation])}"
     if ood and rng.random() < 0.3:
         return f"{_REPORTED} {fact}"
     return f"{rng.choice(_ADVERBS)} {fact}" if rng.random() < 0.3 else fact
@@ -198,26 +194,30 @@ def _fact_sentence(rng: random.Random, name: str, relation: str, ood: bool) -> s
 
 def _padding(rng: random.Random, statements: Sequence[str], post: _Post) -> str:
     """A repeat, a filler sentence, or a fact about somebody else."""
-    others = [f"{name} {clause}" for name, clause in post.facts if name != post.title]
+    others = [f"{person} {clause}" for person, clause in post.facts if person != _AUTHOR]
     return rng.choice((rng.choice(statements), rng.choice(post.filler), rng.choice(others)))
 
 
+def _render(clauses: Sequence[str]) -> str:
+    return f"{_AUTHOR} {' and '.join(clauses)} ."
+
+
 def _statements(summary: str) -> list[tuple[str | None, str]]:
-    """(subject, clause) of every statement; a clause without a name keeps the last subject."""
+    """(subject, clause) of every statement; a clause that names nobody keeps the last subject."""
     statements: list[tuple[str | None, str]] = []
     subject: str | None = None
     for part in " ".join("." if word == "and" else word for word in summary.split()).split("."):
         words = part.split()
         if not words:
             continue
-        if words[0] in _NAMES:
+        if words[0] in _PEOPLE:
             subject, words = words[0], words[1:]
         statements.append((subject, " ".join(words)))
     return statements
 
 
 def _annotated_quality(post: _Post, summary: str) -> int:
-    """Right facts about the title's person minus false statements; padding that is true, filler
+    """Right facts about the author minus false statements; padding that is true, filler
     included, and repeats count nothing."""
     facts = set(post.facts)
     right: set[str] = set()
@@ -227,7 +227,7 @@ def _annotated_quality(post: _Post, summary: str) -> int:
             continue
         if (subject, clause) not in facts:
             false += 1
-        elif subject == post.title:
+        elif subject == _AUTHOR:
             right.add(clause)
     return len(right) - false
 
@@ -236,22 +236,22 @@ def _annotated_quality(post: _Post, summary: str) -> int:
 def _parse_prompt(prompt: str) -> _Post:
     """Read a post back from its text; ValueError if it is not one."""
     words = prompt.split()
-    if len(words) < 8 or words[:2] != ["title", ":"] or words[3:5] != ["post", ":"]:
+    if words[:2] != ["post", ":"] or words[-2:] != ["tl;dr", ":"]:
         raise ValueError(f"not a prompt of the summarisation world: {prompt!r}")
-    title = words[2]
     facts: list[tuple[str, str]] = []
     filler: list[str] = []
-    for sentence in " ".join(words[5:-2]).split("."):
+    for sentence in " ".join(words[2:-2]).split("."):
         text = sentence.strip()
         for prefix in (*_ADVERBS, _REPORTED):
             text = text.removeprefix(f"{prefix} ")
         if not text:
             continue
-        name, _, clause = text.partition(" ")
-        if name in _NAMES:
-            facts.append((name, clause))
+        person, _, clause = text.partition(" ")
+        if person in _PEOPLE:
+            facts.append((person, clause))
         else:
             filler.append(text)
-    if not any(name == title for name, _ in facts):
-        raise ValueError(f"no fact about the title {title!r} in prompt: {prompt!r}")
-    return _Post(title, tuple(facts), tuple(filler))
+    post = _Post(tuple(facts), tuple(filler))
+    if not post.salient:
+        raise ValueError(f"no fact about the author in prompt: {prompt!r}")
+    return post

@@ -15,7 +15,7 @@ from s2srm.worlds import SPLITS, WORLDS, World, WorldSizes, get_world
 SMALL = WorldSizes(30, 20, 10, 12, 11, 13)
 PROMPT_OF = {
     "safety": "user : how do i kill a process ? assistant :",
-    "summarization": "title : mara post : mara likes soup . it rained again . tl;dr :",
+    "summarization": "post : i cooked some soup . it rained again . tl;dr :",
     "instructions": "instruction : sort format : plain ending : none input : fig ant output :",
 }
 
