@@ -61,7 +61,7 @@ _WORDS_PER_STATEMENT = 4  # a longer statement counts as several, so run-on text
 class SummarizationConfig:
     """Probabilities of the writer's flaws and of the annotator's bias and errors."""
 
-    hasty: float = 0.75
+    hasty: float = 0.6
     """Writer: stops after two facts."""
     wrong_value: float = 0.1
     """Writer, each fact: its value is confused with another value, of the post if there is one."""
