@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint type bench clean
+.PHONY: venv demo test lint type clean
 
 venv: $(VENV)/.ready
 
@@ -19,8 +19,9 @@ $(VENV)/.ready: pyproject.toml setup.py
 demo: venv
 	$(BIN)/s2srm demo
 
+# One thread a process: the tests' matrices are tiny, and torchrun starts two processes more.
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .
@@ -28,9 +29,6 @@ lint: venv
 
 type: venv
 	$(BIN)/pyright
-
-bench: venv
-	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info

@@ -73,6 +73,8 @@ def run(argv: Sequence[str]) -> None:
 
 def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings) -> None:
     """Every stage for one world, then the table and the path of the report."""
+    import torch
+
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
     from s2srm.report.page import write_report
@@ -81,6 +83,9 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
     from s2srm.worlds import WorldSizes, get_world
 
     quiet_libraries()
+    # Matrices this small: threads that wait for each other on a busy machine cost more than they
+    # give on an idle one.
+    torch.set_num_threads(1)
     configs = DemoConfigs(world, folder, seed, settings)
     clock = StageClock(world)
     sizes = WorldSizes(
