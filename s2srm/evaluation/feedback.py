@@ -82,7 +82,7 @@ class FeedbackModel:
 
     def encode(self, prompt: PromptText, response: str) -> tuple[list[int], Response]:
         """Prompt ids, and the response with its end of sequence. UserError if that is empty."""
-        tokens = self.template.encode_response(self.tokenizer, response)
+        tokens = self.template.encode_response(self.tokenizer, response, prompt)
         if not tokens:
             raise UserError("the response is empty")
         ids = self.template.encode_prompt(self.tokenizer, prompt)
@@ -90,7 +90,7 @@ class FeedbackModel:
 
     def check_same_tokenizer(self, other: PreTrainedTokenizerBase, where: str) -> None:
         """UserError where another model's token ids would mean other text to the RM."""
-        check_same_tokenizer(other, self.tokenizer, where, self._path)
+        check_same_tokenizer(self.tokenizer, other, other_name=where, policy_name=self._path)
 
     def token_rewards(
         self, prompts: Sequence[list[int]], responses: Sequence[Response]

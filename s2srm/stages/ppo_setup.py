@@ -133,7 +133,12 @@ def _check_tokenizer(
     cfg: PPOConfig, tokenizer: PreTrainedTokenizerBase, other: ModelConfig, key: str
 ) -> None:
     """Every model reads the ids that the policy sampled."""
-    check_same_tokenizer(tokenizer, load_tokenizer(other, key), cfg.policy.path, other.path)
+    check_same_tokenizer(
+        tokenizer,
+        load_tokenizer(other, key),
+        other_name=f"{key} {other.path}",
+        policy_name=f"policy.path {cfg.policy.path}",
+    )
 
 
 def _check_reward_model(
