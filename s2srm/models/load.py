@@ -71,7 +71,10 @@ def load_config(cfg: ModelConfig, key: str = "model.path") -> PretrainedConfig:
 
 
 def load_tokenizer(cfg: ModelConfig, key: str = "model.path") -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model; UserError if it has more tokens than the model."""
+    """The tokenizer beside the model; UserError if the model lacks one of its tokens.
+
+    Special tokens apart, which are markup and never made from text.
+    """
     _check_path(cfg.path, key)
     with _one_line(f"{cfg.path}: tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
@@ -79,7 +82,12 @@ def load_tokenizer(cfg: ModelConfig, key: str = "model.path") -> PreTrainedToken
     if not vocabulary:
         raise UserError(f"{key} {cfg.path}: the tokenizer is empty")
     vocab_size = load_config(cfg, key).vocab_size
-    largest = max(vocabulary.values())
+    # Gemma 3's tokenizer has an image token beyond the text models' vocabulary. Text never becomes
+    # a special token here, so such a one does no harm.
+    special = set(tokenizer.all_special_ids) | {
+        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    largest = max(set(vocabulary.values()) - special, default=0)
     if largest >= vocab_size:
         raise UserError(
             f"{key} {cfg.path}: the tokenizer's largest id is {largest}, but the model has only "

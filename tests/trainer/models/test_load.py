@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from s2srm.config import ModelConfig
+from s2srm.data.encoding import encode_text
 from s2srm.errors import UserError
 from s2srm.models.load import load_causal_lm, load_config, load_tokenizer, load_value_model
 from s2srm.packing import Segment, pack
@@ -149,3 +150,15 @@ def test_encoder_is_refused(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="bert"):
         load_causal_lm(ModelConfig(path=str(tmp_path / "bert")), train=False)
+
+
+def test_special_token_beyond_the_model_does_no_harm(llama: Path) -> None:
+    """As Gemma 3's image token, which its text models have no row for."""
+    save_tokenizer(llama, VOCAB)
+    config = ModelConfig(path=str(llama))
+    tokenizer = load_tokenizer(config)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(llama)
+    again = load_tokenizer(config)
+    assert again.convert_tokens_to_ids("<image>") == VOCAB
+    assert VOCAB not in encode_text(again, "w1 <image> w2")
