@@ -1,8 +1,8 @@
 """Sizes and hyper-parameters of the demo, one set per miniature world. No torch here.
 
 Both PPO runs of a world share every value, the KL coefficient in units of one standard deviation of
-the sequence reward included. They were chosen on prompts of the summarisation world's dev split
-(benchmarks/LOG.md) and carried over to the other two worlds as they are.
+the sequence reward included. They were chosen on prompts of the dev splits (benchmarks/LOG.md),
+most of them in the summarisation world alone.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class DemoSettings:
     """Optimiser steps of the seq2seq RM, which starts from the SFT model."""
     rm_lr: float = 1.5e-3
     """Peak learning rate of the seq2seq RM."""
-    identity_weight: float = 0.03
-    """Weight of the identity mapping; 0.1 already teaches the RM to copy padding."""
+    identity_weight: float = 0.3
+    """Weight of the identity mapping."""
     scalar_rm_steps: int = 200
     """Optimiser steps of the scalar RM, which starts from the SFT model."""
     scalar_rm_lr: float = 5e-4
@@ -85,7 +85,9 @@ class DemoSettings:
 
 
 SETTINGS: dict[WorldName, DemoSettings] = {
-    "summarization": DemoSettings(),
+    # With more identity mapping the RM copies padding, which is then rewarded. With less, the safety
+    # world's RM replaces refusals that should stay.
+    "summarization": DemoSettings(identity_weight=0.03),
     "safety": DemoSettings(),
     "instructions": DemoSettings(),
 }
