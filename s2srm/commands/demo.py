@@ -66,6 +66,9 @@ def run(argv: Sequence[str]) -> None:
         raise UserError("output is missing: the folder for the demo")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("demo runs in one process; start it without torchrun")
+    # Read when torch is loaded. Threads that spin while they wait for each other make a step on
+    # matrices this small ten times slower as soon as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     worlds: list[WorldName] = list(SETTINGS) if cfg.all else [cfg.world]
     for world in worlds:
         run_world(world, Path(cfg.output) / world, cfg.seed, SETTINGS[world].scaled(cfg.scale))
@@ -73,8 +76,6 @@ def run(argv: Sequence[str]) -> None:
 
 def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings) -> None:
     """Every stage for one world, then the table and the path of the report."""
-    import torch
-
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
     from s2srm.report.page import write_report
@@ -83,9 +84,6 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
     from s2srm.worlds import WorldSizes, get_world
 
     quiet_libraries()
-    # Matrices this small: threads that wait for each other on a busy machine cost more than they
-    # give on an idle one.
-    torch.set_num_threads(1)
     configs = DemoConfigs(world, folder, seed, settings)
     clock = StageClock(world)
     sizes = WorldSizes(
