@@ -85,8 +85,8 @@ class DemoSettings:
 
 
 SETTINGS: dict[WorldName, DemoSettings] = {
-    # With more identity mapping the RM copies padding, which is then rewarded. With as little in the
-    # safety world, the RM replaces refusals that should stay.
+    # With more identity mapping this RM copies padding, which is then rewarded; with as little, the
+    # safety world's RM replaces refusals that should stay.
     "summarization": DemoSettings(identity_weight=0.03),
     "safety": DemoSettings(),
     "instructions": DemoSettings(),
