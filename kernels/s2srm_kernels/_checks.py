@@ -120,3 +120,9 @@ def check_head_options(softcap: float | None, temperature: float) -> None:
     if softcap is not None:
         check_number("softcap", softcap, 0.0, above=True)
     check_number("temperature", temperature, 0.0, above=True)
+
+
+def check_workspace(workspace_bytes: int | None) -> None:
+    """A number of bytes, or None for the backend's own bound."""
+    if workspace_bytes is not None and workspace_bytes < 0:
+        raise ValueError(f"workspace_bytes must be None or at least 0, got {workspace_bytes}")

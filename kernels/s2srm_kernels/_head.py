@@ -1,30 +1,20 @@
-"""The LM head on live rows, in bounded memory: the part that all vocabulary operations share.
+"""The LM head of one call: what every engine computes on.
 
     z = (hidden @ weight.T + bias);  z = softcap * tanh(z / softcap);  z = z / temperature
 
-in at least float32. Rows with ignore_index are dropped before anything is read. The rest are taken
-in chunks of at most max(TILE * V, 2**24) logits, and every product inside a chunk is made from
-tiles of exactly TILE rows, the last one padded with zeros: a BLAS picks its order of summation by
-the shape of the product, so a fixed shape is what gives a row the same bits in any batch (with
-the same number of threads).
-
-Left out: tiling over the vocabulary. The upcast weight is held whole for the length of the call.
+in at least float32, over the rows whose target is not ignore_index: the others are dropped before
+anything is read.
 """
 
 # torch annotates these only in part.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from s2srm_kernels._checks import compute_dtype
 from s2srm_kernels._shards import Shard, find_shard
-
-TILE = 128
-_CHUNK_ELEMENTS = 2**24
 
 
 def live_rows(target: Tensor, ignore_index: int, num_classes: int) -> Tensor:
@@ -48,7 +38,13 @@ def live_rows(target: Tensor, ignore_index: int, num_classes: int) -> Tensor:
 
 
 class Head:
-    """One call's live rows, weight and options. R live rows, V columns on this rank."""
+    """One call's live rows, weight and options. R live rows, V columns on this rank.
+
+    hidden (N, D), weight (V, D), bias (V,) or None: as passed, in the inputs' dtype and strides.
+    rows (R,) int64: the live rows, ascending. target (R,) int64: their ids in the whole vocabulary.
+    columns (R,) int64: the target's column on this rank, -1 where another rank owns it.
+    dtype: of statistics and sums, float32 (float64 for float64 inputs).
+    """
 
     def __init__(
         self,
@@ -62,46 +58,28 @@ class Head:
         group: str | None,
     ) -> None:
         self.hidden = hidden
-        self.dtype = compute_dtype(hidden)
-        self.weight = weight.to(self.dtype)
-        self.bias = None if bias is None else bias.to(self.dtype)
+        self.weight = weight
+        self.bias = bias
         self.softcap = softcap
         self.temperature = temperature
+        self.dtype = compute_dtype(hidden)
         self.shard: Shard = find_shard(group, weight.shape[0], weight.device)
         self.rows = live_rows(target, ignore_index, self.shard.num_total)
         self.target = target[self.rows].long()
+        local = self.target - self.shard.offset
+        owned = (local >= 0) & (local < self.shard.num_local)
+        self.columns = local.where(owned, -1)
 
     @property
     def num_live(self) -> int:
         """R."""
         return self.rows.shape[0]
 
-    def chunks(self) -> Iterator[slice]:
-        """Consecutive slices of the live rows."""
-        step = max(1, _CHUNK_ELEMENTS // self.weight.shape[0] // TILE) * TILE
-        for start in range(0, self.num_live, step):
-            yield slice(start, min(start + step, self.num_live))
-
-    def live_hidden(self, chunk: slice) -> Tensor:
-        """(P, D): the chunk's rows of hidden, padded with zero rows to a multiple of TILE."""
-        return pad_rows(self.hidden[self.rows[chunk]].to(self.dtype))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(P, D) padded rows -> (P, V) logits in a fresh buffer."""
-        z = matmul_tiles(hidden, self.weight.t())
-        if self.bias is not None:
-            z += self.bias
-        if self.softcap is not None:
-            z.div_(self.softcap).tanh_().mul_(self.softcap)
-        if self.temperature != 1.0:
-            z /= self.temperature
-        return z
-
-    def local_target(self, chunk: slice) -> tuple[Tensor, Tensor]:
-        """(P,) column of each target on this rank, 0 where another rank owns it; (P,) owned."""
-        column = pad_rows(self.target[chunk]) - self.shard.offset
-        owned = (column >= 0) & (column < self.shard.num_local)
-        return column.where(owned, 0), owned
+    def live_hidden(self) -> Tensor:
+        """(R, D) contiguous, in the inputs' dtype; hidden itself where every row is live."""
+        if self.num_live == self.hidden.shape[0]:
+            return self.hidden.contiguous()
+        return self.hidden.index_select(0, self.rows)
 
     def live(self, values: Tensor | None) -> Tensor | None:
         """(N,) -> (R,) values of the live rows; the others are never read."""
@@ -111,20 +89,3 @@ class Head:
         """(R, ...) -> (N, ...), zeros in ignored rows."""
         full = values.new_zeros((self.hidden.shape[0], *values.shape[1:]))
         return full.index_copy_(0, self.rows, values)
-
-
-def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
-    """Rows of `fill` appended up to a multiple of TILE."""
-    missing = -values.shape[0] % TILE
-    if missing == 0:
-        return values
-    return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
-
-
-def matmul_tiles(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, TILE rows at a time."""
-    product = left.new_empty((left.shape[0], right.shape[1]))
-    for start in range(0, left.shape[0], TILE):
-        tile = slice(start, start + TILE)
-        torch.mm(left[tile], right, out=product[tile])
-    return product

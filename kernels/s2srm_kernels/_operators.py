@@ -7,8 +7,10 @@ one fake kernel and one autograd formula:
     s2srm::X.cpp      no kernel until the compiled extension registers one for a device
     s2srm::X.triton   no kernel until the Triton package registers one for a device
 
-A backend adds itself by registering a kernel for its overload and device, and by nothing else;
-`select` asks the dispatcher what is there.
+A backend is a package `s2srm_kernels.<impl>` with a function `register()`, imported when it is
+first asked for. It registers kernels for overloads and devices: of a sequence operation directly,
+of the vocabulary operations through `implement`, whose bodies are written once on an `Engine`.
+`choose` asks the dispatcher what is there.
 """
 
 # torch annotates these only in part.
@@ -16,11 +18,16 @@ A backend adds itself by registering a kernel for its overload and device, and b
 from __future__ import annotations
 
 import functools
+import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from s2srm_kernels._engine import Engine
+from s2srm_kernels._reference import ReferenceEngine
 
 NAMESPACE = "s2srm"
 IMPLS = ("reference", "cpp", "triton")
@@ -30,6 +37,9 @@ _AUTO_ORDER = {"cuda": ("triton", "cpp", "reference")}
 _AUTO_ORDER_ELSEWHERE = ("cpp", "reference")
 
 Kernel = Callable[..., Any]
+
+_BODIES: dict[str, Kernel] = {}
+_ENGINES: dict[str, Engine] = {"reference": ReferenceEngine()}
 
 
 def define(
@@ -61,29 +71,56 @@ def define(
     _LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
 
 
+def define_vocabulary(name: str, schema: str, body: Kernel, fake: Kernel, **autograd: Any) -> None:
+    """`define` for body(engine, *args): the reference engine now, any other through `implement`."""
+    _BODIES[name] = body
+    reference = functools.partial(body, _ENGINES["reference"])
+    define(name, schema, reference, fake, **autograd)
+
+
+def implement(impl: str, dispatch_key: str, engine: Engine) -> None:
+    """Register `engine` for every vocabulary operation: overload `impl`, key "CPU" or "CUDA"."""
+    _ENGINES[impl] = engine
+    for name, body in _BODIES.items():
+        kernel = _without_autocast(functools.partial(body, engine))
+        _LIBRARY.impl(_overload_name(name, impl), kernel, dispatch_key)
+
+
+def engine_of(impl: str) -> Engine:
+    """The engine that was registered for `impl`."""
+    return _ENGINES[impl]
+
+
 def operator(name: str, impl: str) -> Kernel:
     """The overload of `s2srm::name` that `impl` stands for."""
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     return getattr(packet, "default" if impl == "reference" else impl)
 
 
-def select(name: str, impl: str, device: torch.device) -> Kernel:
-    """The overload to call for tensors on `device`.
+def choose(name: str, impl: str, device: torch.device) -> str:
+    """The implementation to call for tensors on `device`.
 
     "auto" takes the first that has a kernel: triton, cpp, reference on CUDA; cpp, reference
-    elsewhere. An explicit choice without a kernel raises ValueError with the reason.
+    elsewhere. A backend that cannot be loaded is left out with one warning. An explicit choice
+    without a kernel raises ValueError with the reason.
     """
     if impl == "auto":
         order = _AUTO_ORDER.get(device.type, _AUTO_ORDER_ELSEWHERE)
-        impl = next(choice for choice in order if _has_kernel(name, choice, device.type))
-    elif impl not in IMPLS:
+        return next(choice for choice in order if _obstacle(name, choice, device.type) is None)
+    if impl not in IMPLS:
         raise ValueError(f"impl must be 'auto' or one of {IMPLS}, got {impl!r}")
-    elif not _has_kernel(name, impl, device.type):
+    obstacle = _obstacle(name, impl, device.type, True)
+    if obstacle is not None:
         raise ValueError(
-            f"impl={impl!r} is not available for {name}: no {impl} kernel is registered for "
-            f"{device.type} tensors; use impl='auto' or impl='reference'"
+            f"impl={impl!r} is not available for {name}: {obstacle}; use impl='auto' or "
+            "impl='reference'"
         )
-    return operator(name, impl)
+    return impl
+
+
+def select(name: str, impl: str, device: torch.device) -> Kernel:
+    """The overload to call for tensors on `device`; see `choose`."""
+    return operator(name, choose(name, impl, device))
 
 
 def refuse_second_order(name: str) -> Callable[..., NoReturn]:
@@ -99,18 +136,42 @@ def _overload_name(name: str, impl: str) -> str:
     return name if impl == "reference" else f"{name}.{impl}"
 
 
-def _has_kernel(name: str, impl: str, device_type: str) -> bool:
+def _obstacle(name: str, impl: str, device_type: str, quiet: bool = False) -> str | None:
+    """Why `impl` cannot run `name` on such a device; None if it can."""
     if impl == "reference":
-        return True
-    return torch._C._dispatch_has_kernel_for_dispatch_key(  # pyright: ignore[reportPrivateUsage]
-        f"{NAMESPACE}::{_overload_name(name, impl)}", device_type.upper()
-    )
+        return None
+    reason = _load(impl)
+    overload = f"{NAMESPACE}::{_overload_name(name, impl)}"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(  # pyright: ignore[reportPrivateUsage]
+        overload, device_type.upper()
+    ):
+        return None
+    if reason is None:
+        return f"no {impl} kernel is registered for {device_type} tensors"
+    if not quiet:
+        _warn_once(impl, reason)
+    return reason
 
 
 # torch.compile cannot trace a question to the dispatcher; the answer does not change in a process
 # once the backends are loaded. This is torch.compiler.assume_constant_result, which would import
 # the whole compiler: four seconds for callers that never compile.
-_has_kernel._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+_obstacle._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.cache
+def _load(impl: str) -> str | None:
+    """Import a backend and let it register itself; the reason if it cannot."""
+    try:
+        importlib.import_module(f"s2srm_kernels.{impl}").register()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _warn_once(impl: str, reason: str) -> None:
+    warnings.warn(f"the {impl} backend of s2srm_kernels is not used: {reason}", stacklevel=2)
 
 
 def _without_autocast(kernel: Kernel) -> Kernel:

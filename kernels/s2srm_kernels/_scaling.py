@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2srm_kernels._operators import define, operator, refuse_second_order
+from s2srm_kernels._operators import define, engine_of, operator, refuse_second_order
 
 _NAME = "linear_loss_backward"
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -60,15 +60,31 @@ def save_gradients(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) ->
 
 def scale_gradients(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     """grad_loss times what `save_gradients` kept, in the inputs' dtype; None where not needed."""
-    scaled = operator(_NAME, "reference")(grad_loss, *ctx.saved_tensors)
+    gradients, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    # A gradient of the weight may be the largest tensor of a program: on the CPU, where looking at
+    # the factor is free, `loss.backward()` makes no second copy of it.
+    plain = type(grad_loss) is Tensor and grad_loss.device.type == "cpu"
+    if plain and gradients[0].dtype == inputs[0].dtype and float(grad_loss) == 1.0:
+        scaled = gradients
+    else:
+        scaled = operator(_NAME, "reference")(grad_loss, *gradients, *inputs)
     needs = ctx.needs_input_grad[:3]
     return [g if need else None for g, need in zip(scaled, needs, strict=True)]
 
 
-def needed_gradients(*tensors: Tensor | None) -> list[bool]:
-    """Which gradients to make in forward: those that autograd would ask for."""
+def gradients_to_make(
+    impl: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    workspace_bytes: int | None,
+    allowed: bool,
+) -> list[bool]:
+    """Which gradients to make in forward: those that autograd would ask for, if that fits."""
+    if not (allowed and engine_of(impl).gradients_in_forward(hidden, weight, workspace_bytes)):
+        return [False] * 3
     enabled = torch.is_grad_enabled()
-    return [enabled and t is not None and t.requires_grad for t in tensors]
+    return [enabled and t is not None and t.requires_grad for t in (hidden, weight, bias)]
 
 
 def fake_gradients(

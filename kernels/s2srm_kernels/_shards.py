@@ -48,3 +48,10 @@ def all_reduce_(values: Tensor, shard: Shard) -> Tensor:
     if shard.group is not None:
         dist.all_reduce(values, group=shard.group)
     return values
+
+
+def all_reduce_max_(values: Tensor, shard: Shard) -> Tensor:
+    """Maximum over the group, in place; the identity with one rank."""
+    if shard.group is not None:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=shard.group)
+    return values

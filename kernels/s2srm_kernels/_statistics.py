@@ -1,11 +1,13 @@
 """Statistics of every live row's logits in one pass over the vocabulary, merged over ranks.
 
-The monoid is (max, sum e^(z-max), sum e^(z-max) (z-max), z_target, argmax, sum (z-max)). Everything
-is kept relative to the row's maximum, so a large common offset of the logits costs nothing, and the
-maximum's own term of the sum, which is 1, is left out of it: log1p of the rest keeps the digits of
-a confident row, whose rest is small.
+The monoid is (max, sum e^(z-max), sum e^(z-max) (z-max), z_target, argmax, sum (z-max), #{z >
+z_target}). Everything is kept relative to the row's maximum, so a large common offset of the logits
+costs nothing, and the maximum's own term of the sum, which is 1, is left out of it: log1p of the
+rest keeps the digits of a confident row, whose rest is small.
 """
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -13,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from s2srm_kernels._checks import compute_dtype
+from s2srm_kernels._engine import Engine
 from s2srm_kernels._head import Head
-from s2srm_kernels._shards import all_gather
+from s2srm_kernels._shards import all_gather, all_reduce_max_
 
 # exp(-1000) is 0 in float32 and float64, and 0 * -1000 is 0 where 0 * -inf would be NaN: a logit
 # of -inf (a suppressed token) has no mass, no entropy and no gradient.
@@ -22,10 +26,11 @@ FLOOR = -1000.0
 
 
 class RowStatistics(NamedTuple):
-    """(R,) each, in the compute dtype; argmax is an id of the whole vocabulary.
+    """(R,) each, in the compute dtype; argmax, an id of the whole vocabulary, and above int64.
 
     log_sum is lse - max_logit; expected_shift is E_p[z - max_logit]; mean_shift is the plain mean
-    over the vocabulary of z - max_logit.
+    over the vocabulary of z - max_logit; above counts the logits greater than the target's, where
+    that was asked for.
     """
 
     max_logit: Tensor
@@ -34,6 +39,7 @@ class RowStatistics(NamedTuple):
     mean_shift: Tensor
     target_logit: Tensor
     argmax: Tensor
+    above: Tensor
 
     @property
     def logprobs(self) -> Tensor:
@@ -56,40 +62,53 @@ class RowStatistics(NamedTuple):
         return self.mean_shift - self.log_sum
 
 
-def row_statistics(head: Head) -> RowStatistics:
-    """Statistics of all live rows: one product; with a group one all-gather of (R, 6) values."""
-    if head.num_live == 0:
-        return _unpack(head.weight.new_zeros((0, 6)), head)
-    packed = torch.cat(
-        [pack_chunk(head, head.logits(head.live_hidden(c)), c) for c in head.chunks()]
+def row_statistics(
+    engine: Engine, head: Head, *, rank: bool = False, tiles: bool = False
+) -> tuple[RowStatistics, Tensor | None]:
+    """Statistics of all live rows and, with `tiles`, the (R, T) lse of this rank's tiles.
+
+    One product; with a group one all-gather of (R, 9) values, and with `rank` an all-reduce of the
+    targets' logits before it, since no rank can count before it knows them.
+    """
+    target_logits = None
+    if rank:
+        target_logits = all_reduce_max_(engine.target_logits(head), head.shard)
+    packed, tile_lse = engine.statistics(head, target_logits, tiles)
+    return merge(packed, head), tile_lse
+
+
+def residual_of(statistics: RowStatistics) -> Tensor:
+    """(R, 4) of what a backward needs: max_logit, log_sum, expected_shift, target_logit."""
+    return torch.stack(
+        [
+            statistics.max_logit,
+            statistics.log_sum,
+            statistics.expected_shift,
+            statistics.target_logit,
+        ],
+        dim=1,
     )
-    return merge(packed, head)
 
 
-def pack_chunk(head: Head, z: Tensor, chunk: slice) -> Tensor:
-    """(P, V) logits -> (r, 6) statistics of the chunk's r rows on this rank."""
-    column, owned = head.local_target(chunk)
-    argmax = z.argmax(dim=1)  # of equal maxima, the first
-    # A shard whose logits are all -inf must not subtract -inf from -inf.
-    max_logit = z.gather(1, argmax[:, None]).clamp_(min=torch.finfo(z.dtype).min)
-    target_logit = z.gather(1, column[:, None]).squeeze(1).where(owned, -torch.inf)
-    shifted = z - max_logit
-    sum_shift = shifted.sum(dim=1)
-    exponential = shifted.clamp_(min=FLOOR).exp().scatter_(1, argmax[:, None], 0)
-    rest = exponential.sum(dim=1)
-    sum_exp_shift = exponential.mul_(shifted).sum(dim=1)
-    # Ids are exact in float32 up to 2**24 columns on a rank.
-    columns = (max_logit.squeeze(1), rest, sum_exp_shift, sum_shift, target_logit, argmax)
-    return torch.stack([c.to(z.dtype) for c in columns], dim=1)[: chunk.stop - chunk.start]
+def statistics_of(residual: Tensor, head: Head) -> RowStatistics:
+    """(N, 4) residual -> statistics of the live rows; zeros in the fields that it lacks."""
+    max_logit, log_sum, expected_shift, target_logit = residual[head.rows].unbind(dim=1)
+    zero, none = torch.zeros_like(max_logit), torch.zeros_like(head.rows)
+    return RowStatistics(max_logit, log_sum, expected_shift, zero, target_logit, none, none)
+
+
+def fake_residual(hidden: Tensor) -> Tensor:
+    """Shape and dtype of a residual, scattered to all rows."""
+    return hidden.new_empty((hidden.shape[0], 4), dtype=compute_dtype(hidden))
 
 
 def merge(packed: Tensor, head: Head) -> RowStatistics:
-    """(r, 6) statistics of this rank -> those of the whole vocabulary, merged in rank order."""
+    """(r, 7) statistics of this rank -> those of the whole vocabulary, merged in rank order."""
     if head.shard.group is None:
         return _unpack(packed, head)
     offset = packed.new_tensor([head.shard.offset, head.shard.num_local])
     parts = all_gather(torch.cat([packed, offset.expand(len(packed), 2)], dim=1), head.shard.group)
-    maxima, rests, weighted, shifts, targets, argmaxes, offsets, sizes = parts.unbind(dim=2)
+    maxima, rests, weighted, shifts, targets, argmaxes, above, offsets, sizes = parts.unbind(dim=2)
     max_logit, owner = maxima.amax(dim=0), maxima.argmax(dim=0)  # of equal maxima, the first rank
     below = (maxima - max_logit).clamp_(min=FLOOR)
     scale = below.exp()
@@ -102,6 +121,7 @@ def merge(packed: Tensor, head: Head) -> RowStatistics:
             (shifts + sizes * (maxima - max_logit)).sum(dim=0),
             targets.amax(dim=0),
             (argmaxes + offsets).gather(0, owner[None]).squeeze(0),
+            above.sum(dim=0),
         ],
         dim=1,
     )
@@ -109,7 +129,7 @@ def merge(packed: Tensor, head: Head) -> RowStatistics:
 
 
 def _unpack(packed: Tensor, head: Head) -> RowStatistics:
-    max_logit, rest, sum_exp_shift, sum_shift, target_logit, argmax = packed.unbind(dim=1)
+    max_logit, rest, sum_exp_shift, sum_shift, target_logit, argmax, above = packed.unbind(dim=1)
     return RowStatistics(
         max_logit=max_logit,
         log_sum=rest.log1p(),
@@ -117,4 +137,5 @@ def _unpack(packed: Tensor, head: Head) -> RowStatistics:
         mean_shift=sum_shift / head.shard.num_total,
         target_logit=target_logit,
         argmax=argmax.long(),
+        above=above.long(),
     )

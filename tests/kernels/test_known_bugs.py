@@ -1,6 +1,5 @@
 """The bugs that other implementations of these operations had, each looked for in all of ours."""
 
-import importlib
 import math
 
 import kernels_naive as naive
@@ -9,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2srm_kernels import (
-    _head,
+    _operators,
+    _reference,
     linear_cross_entropy,
     linear_logprobs,
     linear_ppo_loss,
@@ -94,13 +94,15 @@ def test_gradients_that_are_not_needed_are_not_made():
     head, needs = (None, 1.0, -100, None), [True, False, False]
     ops = torch.ops.s2srm
     losses = (
-        ops.linear_cross_entropy(hidden, weight, bias, target, None, "sum", 0.0, 0.0, *head, needs),
+        ops.linear_cross_entropy(
+            hidden, weight, bias, target, None, "sum", 0.0, 0.0, *head, 0.0, None, needs
+        ),
         ops.linear_ppo_loss(
             *(hidden, weight, bias, target, target.double(), target.double(), None, None),
-            *(0.2, 0.2, 0.0, 0.0, *head, needs),
+            *(0.2, 0.2, 0.0, 0.0, *head, None, needs),
         ),
     )
-    assert [[g.numel() for g in out[2:]] for out in losses] == [[54, 0, 0], [54, 0, 0]]
+    assert [[g.numel() for g in out[-3:]] for out in losses] == [[54, 0, 0], [54, 0, 0]]
 
 
 @each_op
@@ -340,10 +342,10 @@ def test_a_row_is_the_same_bits_in_any_batch(op, dtype, d, v):
 @each_op
 def test_many_chunks_equal_one(op, monkeypatch):
     hidden, weight, bias, target = naive.make(700, 6, 20, seed=9)
-    outputs = OPS[op][0](hidden, weight, target, bias=bias)
+    outputs = OPS[op][0](hidden, weight, target, bias=bias, impl="reference")
     gradients = naive.grads(outputs, (hidden, weight, bias))
-    monkeypatch.setattr(_head, "_CHUNK_ELEMENTS", 1)
-    chunked = OPS[op][0](hidden, weight, target, bias=bias)
+    monkeypatch.setattr(_reference, "_CHUNK_ELEMENTS", 1)
+    chunked = OPS[op][0](hidden, weight, target, bias=bias, impl="reference")
     torch.testing.assert_close(chunked, outputs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
         naive.grads(chunked, (hidden, weight, bias)), gradients, rtol=1e-11, atol=1e-11
@@ -372,24 +374,21 @@ class _LargestTensor(TorchDispatchMode):
 
 def test_no_tensor_of_all_logits(monkeypatch):
     """Measured inside the reference itself, forward and backward."""
-    monkeypatch.setattr(_head, "_CHUNK_ELEMENTS", 2**15)
+    monkeypatch.setattr(_reference, "_CHUNK_ELEMENTS", 2**15)
     n, d, v = 1000, 4, 100
     hidden, weight, _, target = naive.make(n, d, v, bias=False, ignored=0)
     hidden, weight = hidden.detach(), weight.detach()
-    loss = importlib.import_module("s2srm_kernels.ops.linear_cross_entropy")
-    logprobs = importlib.import_module("s2srm_kernels.ops.linear_logprobs")
-    stats = importlib.import_module("s2srm_kernels.ops.linear_token_stats")
+    head, options = (hidden, weight, None, target), (5.0, 2.0, -100, None)
+    needs, none = [True, True, False], torch.zeros(0, 0, dtype=torch.bool)
+    body = _operators._BODIES
+    engine = _reference.ReferenceEngine()
     with _LargestTensor() as largest:
-        loss._reference(
-            *(hidden, weight, None, target, None, "mean", 0.1, 0.1, 5.0, 2.0, -100, None),
-            [True, True, False],
+        body["linear_cross_entropy"](
+            engine, *head, None, "mean", 0.1, 0.1, *options, 0.0, None, needs
         )
-        stats._reference(hidden, weight, None, target, None, 1.0, -100, None)
-        _, entropy, _, residual = logprobs._reference(
-            hidden, weight, None, target, True, None, 1.0, -100, None
-        )
-        logprobs._backward_reference(
-            *(entropy, entropy, entropy, hidden, weight, None, target, entropy, residual),
-            *(None, 1.0, -100, None, [True, True, False]),
+        body["linear_token_stats"](engine, *head, *options)
+        _, rows, _, residual, *_ = body["linear_logprobs"](engine, *head, True, 0.0, *options)
+        body["linear_logprobs_backward"](
+            engine, rows, rows, rows, *head, residual, none, *options, needs
         )
     assert 0 < largest.numel <= 2**15 < n * v

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch.library import opcheck
 
 import s2srm_kernels as kernels
+from s2srm_kernels import _operators
 from s2srm_kernels._operators import _without_autocast
 
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
@@ -22,28 +23,39 @@ def samples(grad):
     head = (hidden, weight, bias, target)
     needs = [grad] * 3
     rows = torch.linspace(-1, 1, 9)
-    residual = torch.ones(9, 2)
+    residual, live = torch.ones(9, 4), torch.zeros(0, 0, dtype=torch.bool)
     tail, capped = (None, 1.0, -100, None), (3.0, 0.7, -100, None)
     detached = tuple(t.detach() for t in head)
     return {
-        "linear_logprobs": [(*head, True, *tail), (*head, False, *capped)],
+        "linear_logprobs": [(*head, True, 0.1, *tail), (*head, False, 0.0, *capped)],
         "linear_logprobs_backward": [
-            (rows, rows, rows, *detached, rows, residual, *capped, ALL),
-            (rows, None, None, *detached, rows, residual, *tail, [True, False, True]),
+            (rows, rows, rows, *detached, residual, live, *capped, ALL),
+            (rows, None, None, *detached, residual, live, *tail, [True, False, True]),
         ],
         "linear_token_stats": [(*detached, *tail), (*detached, *capped)],
         "linear_cross_entropy": [
-            (*head, rows, "mean", 0.1, 0.1, *tail, needs),
-            (*head, None, "sum", 0.0, 0.0, *capped, needs),
-            (*head, rows, "none", 0.1, 0.1, *capped, [False] * 3),
+            (*head, rows, "mean", 0.1, 0.1, *tail, 0.0, None, needs),
+            (*head, None, "sum", 0.0, 0.0, *capped, 0.0, 10**6, needs),
+            (*head, rows, "none", 0.1, 0.1, *capped, 0.1, None, [False] * 3),
         ],
         "linear_cross_entropy_backward": [
-            (rows, *detached, rows, residual, 0.1, 0.1, *capped, ALL),
-            (rows, *detached, None, residual, 0.0, 0.0, *tail, [False, True, False]),
+            (rows, *detached, rows, residual, live, "none", 0.1, 0.1, *capped, ALL),
+            (
+                rows[0],
+                *detached,
+                None,
+                residual,
+                live,
+                "mean",
+                0.0,
+                0.0,
+                *tail,
+                [False, True, False],
+            ),
         ],
         "linear_ppo_loss": [
-            (*head, rows, rows, rows, torch.tensor(4.0), 0.2, 0.2, 0.1, 0.1, *capped, needs),
-            (*head, rows, rows, None, None, 0.2, 0.2, 0.0, 0.0, *tail, needs),
+            (*head, rows, rows, rows, torch.tensor(4.0), 0.2, 0.2, 0.1, 0.1, *capped, None, needs),
+            (*head, rows, rows, None, None, 0.2, 0.2, 0.0, 0.0, *tail, None, needs),
         ],
         "linear_loss_backward": [
             (torch.tensor(2.0), *(t.detach().clone() for t in (*detached[:3], *detached[:3])))
@@ -78,21 +90,48 @@ def test_every_backend_has_an_overload_of_the_same_schema(name):
 
 
 def test_a_backend_is_chosen_as_soon_as_it_registers_a_kernel():
-    """What a compiled extension will do: one kernel for one overload and device."""
+    """What a compiled extension does: one kernel for one overload and device."""
     rows = torch.zeros(3)
     cu = torch.tensor([0, 3])
     args = {"rewards": rows, "values": rows, "cu_seqlens": cu}
-    with pytest.raises(ValueError, match="no cpp kernel is registered for cpu"):
-        kernels.gae(**args, impl="cpp")
+    with pytest.raises(ValueError, match="impl='triton' is not available for gae"):
+        kernels.gae(**args, impl="triton")
     library = torch.library.Library("s2srm", "IMPL")
     try:
-        library.impl("gae.cpp", lambda *a: (torch.full((3,), 7.0), torch.full((3,), 8.0)), "CPU")
-        assert kernels.gae(**args, impl="cpp").advantages.tolist() == [7, 7, 7]
-        assert kernels.gae(**args).returns.tolist() == [8, 8, 8]
+        library.impl("gae.triton", lambda *a: (torch.full((3,), 7.0), torch.full((3,), 8.0)), "CPU")
+        assert kernels.gae(**args, impl="triton").advantages.tolist() == [7, 7, 7]
+        assert kernels.gae(**args).returns.tolist() == [0, 0, 0]  # auto: not on a CPU
         assert kernels.gae(**args, impl="reference").returns.tolist() == [0, 0, 0]
     finally:
         library._destroy()
-    assert kernels.gae(**args).returns.tolist() == [0, 0, 0]
+
+
+@pytest.fixture
+def unloaded():
+    for cached in (_operators._load, _operators._warn_once):
+        cached.cache_clear()
+    yield
+    for cached in (_operators._load, _operators._warn_once):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_backend_that_cannot_be_loaded_is_left_out_with_one_warning(monkeypatch):
+    def fails(name):
+        raise ImportError("_C.so is not there")
+
+    monkeypatch.setattr(_operators.importlib, "import_module", fails)
+    monkeypatch.setattr(_operators.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: 0)
+    with pytest.warns(
+        UserWarning, match="cpp backend .* is not used: _C.so is not there"
+    ) as caught:
+        for _ in range(2):
+            assert _operators.choose("gae", "auto", torch.device("cpu")) == "reference"
+    assert len(caught) == 1
+    with pytest.raises(
+        ValueError, match=r"impl='cpp' is not available for gae: _C.so is not there"
+    ):
+        _operators.choose("gae", "cpp", torch.device("cpu"))
 
 
 def test_autocast_is_off_inside_an_operator():

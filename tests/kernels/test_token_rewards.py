@@ -74,7 +74,7 @@ def test_no_rows(cu):
         ({"cu_seqlens": torch.tensor([0, 9, 7, 20])}, r"cu_seqlens\[1\] = 9 > cu_seqlens\[2\] = 7"),
         ({"cu_seqlens": torch.tensor([0.0, 20.0])}, "cu_seqlens.*float32"),
         ({"cu_seqlens": torch.empty(0, dtype=torch.int32)}, r"cu_seqlens.*\(0,\)"),
-        ({"impl": "triton"}, "triton.*token_rewards.*cpu"),
+        ({"impl": "triton"}, "triton.*token_rewards"),
     ],
 )
 def test_bad_input(change, message):

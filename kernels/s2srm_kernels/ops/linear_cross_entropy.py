@@ -3,9 +3,10 @@
     loss_i = w_i * ((1 - s) * (lse_i - z_i,target) + s * mean_v(lse_i - z_i,v) + z_loss * lse_i^2)
 
 with s the label smoothing. "mean" and "sum" know their upstream coefficients once a row's
-statistics are known, so the gradients are made in the same pass over the chunks (three products
-instead of four); backward only multiplies by the scalar upstream gradient. "none" makes the logits
-again in backward. Source: torch.nn.functional.cross_entropy for the smoothing, PaLM (arXiv
+statistics are known, so where the workspace allows it the gradients are made in the same pass over
+the chunks (three products instead of four) and backward only multiplies by the scalar upstream
+gradient. "none", tile skipping and vocabulary-parallel weights make the logits again in backward.
+Source: torch.nn.functional.cross_entropy for the smoothing, PaLM (arXiv
 2204.02311, section 5) for the z-loss, gradients in forward as in github.com/mgmalek/
 efficient_cross_entropy.
 """
@@ -26,31 +27,40 @@ from s2srm_kernels._checks import (
     check_head_options,
     check_number,
     check_rows,
+    check_workspace,
     compute_dtype,
 )
-from s2srm_kernels._gradients import Upstream, recompute_gradients, statistics_with_gradients
+from s2srm_kernels._engine import Engine, ThreeGradients
+from s2srm_kernels._gradients import Upstream, no_gradients, recompute_gradients
 from s2srm_kernels._head import Head
 from s2srm_kernels._operators import (
-    define,
+    choose,
+    define_vocabulary,
     operator,
     refuse_second_order,
-    select,
 )
 from s2srm_kernels._scaling import (
     fake_gradients,
-    needed_gradients,
+    gradients_to_make,
     save_gradients,
     scale_gradients,
 )
 from s2srm_kernels._shards import group_name
-from s2srm_kernels._statistics import RowStatistics
+from s2srm_kernels._skipping import SkipReport, fake_plan, statistics_and_plan
+from s2srm_kernels._statistics import (
+    RowStatistics,
+    fake_residual,
+    residual_of,
+    statistics_of,
+)
 
 _NAME = "linear_cross_entropy"
 _BACKWARD = "linear_cross_entropy_backward"
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-def _reference(
+def _body(
+    engine: Engine,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -63,28 +73,41 @@ def _reference(
     temperature: float,
     ignore_index: int,
     group: str | None,
+    skip_mass: float,
+    workspace_bytes: int | None,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """(loss, residual, live blocks, skipped mass, d_hidden, d_weight, d_bias).
+
+    Without needs only what a backward of its own needs; with needs the gradients, and no residual.
+    """
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
-    scale = _row_scale(head, row_weight)
-    if reduction == "mean":
-        scale = scale / max(head.num_live, 1)
+    scale = _row_scale(head, row_weight, reduction)
 
     def upstream_of(stats: RowStatistics, rows: slice) -> Upstream:
         return _upstream(stats.lse, scale[rows], label_smoothing, z_loss)
 
-    stats, gradients = statistics_with_gradients(head, upstream_of, needs)
+    if any(needs) and head.num_live > 0:
+        stats, gradients = engine.statistics_with_gradients(
+            head, upstream_of, needs, workspace_bytes
+        )
+        skipped = torch.zeros_like(stats.max_logit)
+        live = head.rows.new_empty((0, 0), dtype=torch.bool)
+    else:
+        stats, live, skipped = statistics_and_plan(engine, head, skip_mass)
+        gradients = no_gradients(head, needs)
     nll = -(1 - label_smoothing) * stats.logprobs
     if label_smoothing:
         nll = nll - label_smoothing * stats.mean_logprob
     if z_loss:
         nll = nll + z_loss * stats.lse.square()
-    residual = head.scatter(torch.stack([stats.max_logit, stats.log_sum], dim=1))
     losses = scale * nll
-    return (head.scatter(losses) if reduction == "none" else losses.sum(), residual, *gradients)
+    loss = head.scatter(losses) if reduction == "none" else losses.sum()
+    return (loss, head.scatter(residual_of(stats)), live, head.scatter(skipped), *gradients)
 
 
-def _backward_reference(
+def _backward_body(
+    engine: Engine,
     grad_loss: Tensor,
     hidden: Tensor,
     weight: Tensor,
@@ -92,6 +115,8 @@ def _backward_reference(
     target: Tensor,
     row_weight: Tensor | None,
     residual: Tensor,
+    live: Tensor,
+    reduction: str,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -99,19 +124,20 @@ def _backward_reference(
     ignore_index: int,
     group: str | None,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ThreeGradients:
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
-    max_logit, log_sum = residual[head.rows].unbind(dim=1)
-    scale = _row_scale(head, row_weight) * grad_loss[head.rows].to(head.dtype)
-    upstream = _upstream(max_logit + log_sum, scale, label_smoothing, z_loss)
-    gradients = recompute_gradients(head, max_logit, log_sum, None, upstream, needs)
-    d_hidden, d_weight, d_bias = (g.to(hidden.dtype) for g in gradients)
-    return d_hidden, d_weight, d_bias
+    stats = statistics_of(residual, head)
+    upstream_rows = grad_loss[head.rows] if reduction == "none" else grad_loss
+    scale = _row_scale(head, row_weight, reduction) * upstream_rows.to(head.dtype)
+    upstream = _upstream(stats.lse, scale, label_smoothing, z_loss)
+    return recompute_gradients(engine, head, stats, upstream, needs, live if live.numel() else None)
 
 
-def _row_scale(head: Head, row_weight: Tensor | None) -> Tensor:
+def _row_scale(head: Head, row_weight: Tensor | None, reduction: str) -> Tensor:
+    """(R,) factor of each row's loss in the result."""
     live = head.live(row_weight)
-    return head.weight.new_ones(head.num_live) if live is None else live
+    scale = head.weight.new_ones(head.num_live, dtype=head.dtype) if live is None else live
+    return scale / max(head.num_live, 1) if reduction == "mean" else scale
 
 
 def _upstream(lse: Tensor, scale: Tensor, label_smoothing: float, z_loss: float) -> Upstream:
@@ -133,58 +159,61 @@ def _fake(
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     n, dtype = hidden.shape[0], compute_dtype(hidden)
+    *_, skip_mass, _, needs = rest
     loss = hidden.new_empty((n,) if reduction == "none" else (), dtype=dtype)
-    residual = hidden.new_empty((n, 2), dtype=dtype)
-    return (loss, residual, *fake_gradients(hidden, weight, rest[-1], dtype))
+    live = fake_plan(hidden, weight, skip_mass)
+    gradients = fake_gradients(hidden, weight, needs, dtype)
+    return (loss, fake_residual(hidden), live, hidden.new_empty(n, dtype=dtype), *gradients)
 
 
-def _backward_fake(
-    grad_loss: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(grad_loss: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> ThreeGradients:
     return fake_gradients(hidden, weight, rest[-1], hidden.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target, row_weight, ctx.reduction, *options, _ = inputs
-    ctx.options = options
-    if ctx.reduction == "none":
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(hidden, weight, bias, target, row_weight, output[1])
-    else:
+    *tensors_and_options, _, _, needs = inputs
+    ctx.gradients_made = any(needs)
+    if ctx.gradients_made:
         save_gradients(ctx, inputs, output)
+        return
+    tensors, ctx.options = tensors_and_options[:5], tensors_and_options[5:]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*tensors, *output[1:3])
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_loss = grads[0]
     if grad_loss is None:
-        return (None,) * 13
-    if ctx.reduction == "none":
+        return (None,) * 15
+    if ctx.gradients_made:
+        made = scale_gradients(ctx, grad_loss)
+    else:
         needs = [bool(need) for need in ctx.needs_input_grad[:3]]
         gradients = operator(_BACKWARD, impl)(grad_loss, *ctx.saved_tensors, *ctx.options, needs)
         made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-    else:
-        made = scale_gradients(ctx, grad_loss)
-    return (*made, *[None] * 10)
+    return (*made, *[None] * 12)
 
 
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? row_weight"
 _OPTIONS = (
-    "float label_smoothing, float z_loss, float? softcap, float temperature, int ignore_index,"
-    " str? group, bool[] needs"
+    "str reduction, float label_smoothing, float z_loss, float? softcap, float temperature,"
+    " int ignore_index, str? group"
 )
 
-define(
+define_vocabulary(
     _BACKWARD,
-    f"(Tensor grad_loss, {_HEAD}, Tensor residual, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
-    _backward_reference,
+    f"(Tensor grad_loss, {_HEAD}, Tensor residual, Tensor live, {_OPTIONS}, bool[] needs)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward_body,
     _backward_fake,
     backward=refuse_second_order(_BACKWARD),
 )
-define(
+define_vocabulary(
     _NAME,
-    f"({_HEAD}, str reduction, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _reference,
+    f"({_HEAD}, {_OPTIONS}, float skip_mass, int? workspace_bytes, bool[] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _body,
     _fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -204,6 +233,9 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     temperature: float = 1.0,
+    skip_mass: float = 0.0,
+    skip_report: SkipReport | None = None,
+    workspace_bytes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -219,11 +251,15 @@ def linear_cross_entropy(
     for float64 inputs). Without a live row the loss and every gradient are 0. Rows with
     ignore_index are never read. Differentiable once in hidden, weight and bias, each on its own.
 
-    Memory: at most max(128 V, 2**24) logits at a time, the weight upcast, and for "mean" and "sum"
-    the needed gradients in the compute dtype from forward to backward.
+    workspace_bytes: bound on the temporary memory. Where a chunk of logits (and on a GPU the
+    float32 sum of the weight gradient) fits, "mean" and "sum" make their gradients in forward:
+    three products; otherwise, and always for "none", with skip_mass or a process_group, backward
+    makes the logits again: four. None is the backend's own bound; see kernels/README.md.
 
-    process_group: as in linear_logprobs; the all-reduce of the hidden gradient is in forward for
-    "mean" and "sum".
+    skip_mass, skip_report: as in linear_logprobs; the bound there holds without label smoothing,
+    and with z-loss for the sum of the two upstream gradients.
+
+    process_group: as in linear_logprobs.
 
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
     out of range (naming the row; on CUDA that check shares the operator's one synchronisation).
@@ -241,9 +277,16 @@ def linear_cross_entropy(
         check_floating("row_weight", row_weight)
         if row_weight.requires_grad:
             raise ValueError("row_weight requires a gradient but is a constant here: detach it")
-    needs = [False] * 3 if reduction == "none" else needed_gradients(hidden, weight, bias)
-    op = select(_NAME, impl, hidden.device)
-    return op(
+    check_number("skip_mass", skip_mass, 0.0, 1.0)
+    check_workspace(workspace_bytes)
+    chosen = choose(_NAME, impl, hidden.device)
+    in_forward = reduction != "none" and skip_mass == 0 and process_group is None
+    needs = gradients_to_make(chosen, hidden, weight, bias, workspace_bytes, in_forward)
+    loss, _, _, skipped, *_ = operator(_NAME, chosen)(
         *(hidden, weight, bias, target, row_weight, reduction, label_smoothing, z_loss),
-        *(softcap, temperature, ignore_index, group_name(process_group), needs),
-    )[0]
+        *(softcap, temperature, ignore_index, group_name(process_group)),
+        *(skip_mass, workspace_bytes, needs),
+    )
+    if skip_report is not None:
+        skip_report.mass = skipped
+    return loss

@@ -21,14 +21,17 @@ from s2srm_kernels._checks import (
     autocast_inputs,
     check_head,
     check_head_options,
+    check_number,
     compute_dtype,
 )
+from s2srm_kernels._engine import Engine, ThreeGradients
 from s2srm_kernels._gradients import Upstream, recompute_gradients
 from s2srm_kernels._head import Head
-from s2srm_kernels._operators import define, operator, refuse_second_order, select
+from s2srm_kernels._operators import define_vocabulary, operator, refuse_second_order, select
 from s2srm_kernels._scaling import fake_gradients
 from s2srm_kernels._shards import group_name
-from s2srm_kernels._statistics import row_statistics
+from s2srm_kernels._skipping import SkipReport, fake_plan, statistics_and_plan
+from s2srm_kernels._statistics import fake_residual, residual_of, statistics_of
 
 _NAME = "linear_logprobs"
 _BACKWARD = "linear_logprobs_backward"
@@ -42,30 +45,34 @@ class Logprobs(NamedTuple):
     lse: Tensor
 
 
-def _reference(
+def _body(
+    engine: Engine,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     with_entropy: bool,
+    skip_mass: float,
     softcap: float | None,
     temperature: float,
     ignore_index: int,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
-    stats = row_statistics(head)
+    stats, live, skipped = statistics_and_plan(engine, head, skip_mass)
     entropy = stats.entropy if with_entropy else torch.zeros_like(stats.entropy)
-    residual = torch.stack([stats.max_logit, stats.log_sum], dim=1)
     return (
         head.scatter(stats.logprobs),
         head.scatter(entropy),
         head.scatter(stats.lse),
-        head.scatter(residual),
+        head.scatter(residual_of(stats)),
+        live,
+        head.scatter(skipped),
     )
 
 
-def _backward_reference(
+def _backward_body(
+    engine: Engine,
     grad_logprobs: Tensor,
     grad_entropy: Tensor | None,
     grad_lse: Tensor | None,
@@ -73,30 +80,31 @@ def _backward_reference(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    entropy: Tensor,
     residual: Tensor,
+    live: Tensor,
     softcap: float | None,
     temperature: float,
     ignore_index: int,
     group: str | None,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ThreeGradients:
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
-    max_logit, log_sum = residual[head.rows].unbind(dim=1)
     upstream = Upstream(
         logprobs=grad_logprobs[head.rows].to(head.dtype),
         entropy=head.live(grad_entropy),
         lse=head.live(grad_lse),
     )
-    gradients = recompute_gradients(head, max_logit, log_sum, head.live(entropy), upstream, needs)
-    d_hidden, d_weight, d_bias = (g.to(hidden.dtype) for g in gradients)
-    return d_hidden, d_weight, d_bias
+    stats = statistics_of(residual, head)
+    return recompute_gradients(engine, head, stats, upstream, needs, live if live.numel() else None)
 
 
-def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, dtype = hidden.shape[0], compute_dtype(hidden)
-    logprobs, entropy, lse = (hidden.new_empty(n, dtype=dtype) for _ in range(3))
-    return logprobs, entropy, lse, hidden.new_empty((n, 2), dtype=dtype)
+    logprobs, entropy, lse, skipped = (hidden.new_empty(n, dtype=dtype) for _ in range(4))
+    live = fake_plan(hidden, weight, rest[1])
+    return logprobs, entropy, lse, fake_residual(hidden), live, skipped
 
 
 def _backward_fake(
@@ -106,53 +114,54 @@ def _backward_fake(
     hidden: Tensor,
     weight: Tensor,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ThreeGradients:
     return fake_gradients(hidden, weight, rest[-1], hidden.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target, with_entropy, *options = inputs
-    _, entropy, _, residual = output
+    hidden, weight, bias, target, with_entropy, _, *options = inputs
+    *_, residual, live, skipped = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(residual)
-    ctx.save_for_backward(hidden, weight, bias, target, entropy, residual)
+    ctx.mark_non_differentiable(residual, live, skipped)
+    ctx.save_for_backward(hidden, weight, bias, target, residual, live)
     ctx.with_entropy = with_entropy
     ctx.options = options
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad_logprobs, grad_entropy, grad_lse, _ = grads
-    hidden, weight, bias, target, entropy, residual = ctx.saved_tensors
+    grad_logprobs, grad_entropy, grad_lse, *_ = grads
     needs = [bool(need) for need in ctx.needs_input_grad[:3]]
     if grad_logprobs is None:
-        grad_logprobs = torch.zeros_like(entropy)
+        residual = ctx.saved_tensors[4]
+        grad_logprobs = residual.new_zeros(residual.shape[0])
     gradients = operator(_BACKWARD, impl)(
         grad_logprobs,
         grad_entropy if ctx.with_entropy else None,
         grad_lse,
-        *(hidden, weight, bias, target, entropy, residual),
+        *ctx.saved_tensors,
         *ctx.options,
         needs,
     )
     made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-    return (*made, *[None] * 6)
+    return (*made, *[None] * 7)
 
 
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target"
 _OPTIONS = "float? softcap, float temperature, int ignore_index, str? group"
 
-define(
+define_vocabulary(
     _BACKWARD,
-    f"(Tensor grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, {_HEAD}, Tensor entropy,"
-    f" Tensor residual, {_OPTIONS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
-    _backward_reference,
+    f"(Tensor grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, {_HEAD}, Tensor residual,"
+    f" Tensor live, {_OPTIONS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    _backward_body,
     _backward_fake,
     backward=refuse_second_order(_BACKWARD),
 )
-define(
+define_vocabulary(
     _NAME,
-    f"({_HEAD}, bool with_entropy, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _reference,
+    f"({_HEAD}, bool with_entropy, float skip_mass, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _body,
     _fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -169,6 +178,8 @@ def linear_logprobs(
     temperature: float = 1.0,
     ignore_index: int = -100,
     with_entropy: bool = True,
+    skip_mass: float = 0.0,
+    skip_report: SkipReport | None = None,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
 ) -> Logprobs:
@@ -183,8 +194,13 @@ def linear_logprobs(
     token. Differentiable once in hidden, weight and bias through all three results; without
     `with_entropy` the entropy is zeros and carries no gradient.
 
-    Memory: at most max(128 V, 2**24) logits at a time, the weight upcast, and one buffer for each
-    gradient. A row's results and its hidden gradient are the same bits in any batch.
+    Four products, one forward and three backward. Memory: see kernels/README.md; nothing grows with
+    N * V. A row's results are the same bits in any batch.
+
+    skip_mass: backward may leave out blocks of 128 live rows and 256 columns as long as no row
+    loses more than this much of its softmax mass and no target lies in them; 0 is exact. The error
+    of a row's hidden gradient is at most |grad_logprobs| * mass * max_v |W_v| (the gradients of
+    entropy and lse lose the same blocks). skip_report is told the mass that each row does lose.
 
     process_group: every rank passes the same rows and its contiguous slice of `weight` and `bias`
     in rank order (slices may differ in size); targets are ids of the whole vocabulary. Forward
@@ -196,11 +212,15 @@ def linear_logprobs(
     NotImplementedError: a second derivative.
     """
     check_head_options(softcap, temperature)
+    check_number("skip_mass", skip_mass, 0.0, 1.0)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
     op = select(_NAME, impl, hidden.device)
-    logprobs, entropy, lse, _ = op(
-        *(hidden, weight, bias, target, with_entropy, softcap, temperature, ignore_index),
-        group_name(process_group),
+    logprobs, entropy, lse, _, _, skipped = op(
+        *(hidden, weight, bias, target, with_entropy, skip_mass),
+        *(softcap, temperature, ignore_index, group_name(process_group)),
     )
-    return Logprobs(logprobs, entropy if with_entropy else entropy.detach(), lse)
+    result = Logprobs(logprobs, entropy if with_entropy else entropy.detach(), lse)
+    if skip_report is not None:
+        skip_report.mass = skipped
+    return result

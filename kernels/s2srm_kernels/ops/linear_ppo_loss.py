@@ -8,8 +8,9 @@ With l = log p(target), r = e^(l - old), A the advantage, d = ref - l and H the 
     dloss/dH = -entropy_coef / Z
 
 so a row's coefficients are known once its statistics are: three products instead of the four of an
-autograd graph over recomputed log-probabilities. Source: PPO (arXiv 1707.06347, equation 7), the k3
-estimator of J. Schulman (joschu.net/blog/kl-approx.html).
+autograd graph over recomputed log-probabilities (which remain where the workspace is too small).
+Source: PPO (arXiv 1707.06347, equation 7), the k3 estimator of J. Schulman
+(joschu.net/blog/kl-approx.html).
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ from s2srm_kernels._checks import (
     check_head_options,
     check_number,
     check_rows,
+    check_workspace,
     compute_dtype,
 )
-from s2srm_kernels._gradients import Upstream, statistics_with_gradients
+from s2srm_kernels._engine import Engine
+from s2srm_kernels._gradients import Upstream, no_gradients
 from s2srm_kernels._head import Head
-from s2srm_kernels._operators import define, select
+from s2srm_kernels._operators import choose, define_vocabulary, operator
 from s2srm_kernels._scaling import (
     fake_gradients,
-    needed_gradients,
+    gradients_to_make,
     save_gradients,
     scale_gradients,
 )
 from s2srm_kernels._shards import group_name
-from s2srm_kernels._statistics import RowStatistics
+from s2srm_kernels._statistics import RowStatistics, fake_residual, residual_of, row_statistics
 
 _NAME = "linear_ppo_loss"
 
@@ -85,7 +88,8 @@ class _Rows(NamedTuple):
         return ratio, torch.minimum(unclipped, clipped), clipped < unclipped
 
 
-def _reference(
+def _body(
+    engine: Engine,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -102,8 +106,13 @@ def _reference(
     temperature: float,
     ignore_index: int,
     group: str | None,
+    workspace_bytes: int | None,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """(loss, metrics, residual, (N, 2) upstream, d_hidden, d_weight, d_bias).
+
+    With needs the gradients; without, the upstream gradients of log p and entropy for a backward.
+    """
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
     old, advantage, ref = (
         t[head.rows].to(head.dtype) if t is not None else None
@@ -112,7 +121,9 @@ def _reference(
     assert old is not None and advantage is not None
     inputs = _Rows(old, advantage, ref, clip_low, clip_high)
     if normalizer is None:
-        normalizer = head.weight.new_tensor(float(max(head.num_live, 1)))
+        normalizer = torch.full_like(
+            head.columns[:1].sum(), max(head.num_live, 1), dtype=head.dtype
+        )
     scale = 1 / normalizer.to(head.dtype)
 
     def upstream_of(stats: RowStatistics, rows: slice) -> Upstream:
@@ -124,9 +135,20 @@ def _reference(
         entropy = (-entropy_coef * scale).expand_as(slope) if entropy_coef else None
         return Upstream(logprobs=slope * scale, entropy=entropy)
 
-    stats, gradients = statistics_with_gradients(head, upstream_of, needs)
+    if any(needs) and head.num_live > 0:
+        stats, gradients = engine.statistics_with_gradients(
+            head, upstream_of, needs, workspace_bytes
+        )
+    else:
+        stats, _ = row_statistics(engine, head)
+        gradients = no_gradients(head, needs)
+    slope, entropy_slope, *_ = upstream_of(stats, slice(0, head.num_live))
+    upstream = [slope, torch.zeros_like(slope) if entropy_slope is None else entropy_slope]
     loss, metrics = _loss_and_metrics(stats, inputs, kl_coef, entropy_coef)
-    return (loss * scale, metrics, *gradients)
+    return (
+        *(loss * scale, metrics, head.scatter(residual_of(stats))),
+        *(head.scatter(torch.stack(upstream, dim=1)), *gradients),
+    )
 
 
 def _loss_and_metrics(
@@ -151,27 +173,50 @@ def _loss_and_metrics(
 def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dtype = compute_dtype(hidden)
     loss, metrics = hidden.new_empty((), dtype=dtype), hidden.new_empty(6, dtype=dtype)
-    return (loss, metrics, *fake_gradients(hidden, weight, rest[-1], dtype))
+    upstream = hidden.new_empty((hidden.shape[0], 2), dtype=dtype)
+    gradients = fake_gradients(hidden, weight, rest[-1], dtype)
+    return (loss, metrics, fake_residual(hidden), upstream, *gradients)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    save_gradients(ctx, inputs, output)
+    *_, entropy_coef, softcap, temperature, ignore_index, group, _, needs = inputs
+    ctx.gradients_made = any(needs)
+    if ctx.gradients_made:
+        save_gradients(ctx, inputs, output)
+        return
+    ctx.has_entropy = entropy_coef != 0
+    ctx.options = (softcap, temperature, ignore_index, group)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:4], *output[2:4])
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_loss = grads[0]
     if grad_loss is None:
-        return (None,) * 17
-    return (*scale_gradients(ctx, grad_loss), *[None] * 14)
+        return (None,) * 18
+    if ctx.gradients_made:
+        made = scale_gradients(ctx, grad_loss)
+    else:
+        *head, residual, upstream = ctx.saved_tensors
+        slope, entropy_slope = (upstream * grad_loss).unbind(dim=1)
+        needs = [bool(need) for need in ctx.needs_input_grad[:3]]
+        gradients = operator("linear_logprobs_backward", impl)(
+            *(slope, entropy_slope if ctx.has_entropy else None, None, *head, residual),
+            *(residual.new_empty((0, 0), dtype=torch.bool), *ctx.options, needs),
+        )
+        made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    return (*made, *[None] * 15)
 
 
-define(
+define_vocabulary(
     _NAME,
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor old_logprobs,"
     " Tensor advantages, Tensor? ref_logprobs, Tensor? normalizer, float clip_low, float clip_high,"
     " float kl_coef, float entropy_coef, float? softcap, float temperature, int ignore_index,"
-    " str? group, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _reference,
+    " str? group, int? workspace_bytes, bool[] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _body,
     _fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -195,6 +240,7 @@ def linear_ppo_loss(
     softcap: float | None = None,
     temperature: float = 1.0,
     ignore_index: int = -100,
+    workspace_bytes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
 ) -> PPOLoss:
@@ -212,10 +258,10 @@ def linear_ppo_loss(
     on its own. Where the clipped term is the smaller its gradient is 0; on a tie the unclipped one
     counts. Metrics: see PPOMetrics.
 
-    Memory: at most max(128 V, 2**24) logits at a time, the weight upcast, and the needed gradients
-    in the compute dtype from forward to backward.
+    workspace_bytes: as in linear_cross_entropy: where a chunk of logits fits, the gradients are
+    made in forward (three products), otherwise and with a process_group in backward (four).
 
-    process_group: as in linear_logprobs; the all-reduce of the hidden gradient is in forward.
+    process_group: as in linear_logprobs.
 
     ValueError: a bad shape, dtype, device, option, kl_coef without ref_logprobs, an `impl` that is
     not available, or a target out of range (naming the row; on CUDA that check shares the
@@ -239,14 +285,16 @@ def linear_ppo_loss(
         if tensor is not None:
             check_rows(name, tensor, hidden)
             check_floating(name, tensor)
-    op = select(_NAME, impl, hidden.device)
-    loss, metrics, *_ = op(
+    check_workspace(workspace_bytes)
+    chosen = choose(_NAME, impl, hidden.device)
+    loss, metrics, *_ = operator(_NAME, chosen)(
         *(hidden, weight, bias, target, old_logprobs.detach(), advantages.detach()),
         None if ref_logprobs is None else ref_logprobs.detach(),
         _normalizer_tensor(normalizer, hidden),
         *(clip_low, clip_high, kl_coef, entropy_coef, softcap, temperature, ignore_index),
         group_name(process_group),
-        needed_gradients(hidden, weight, bias),
+        workspace_bytes,
+        gradients_to_make(chosen, hidden, weight, bias, workspace_bytes, process_group is None),
     )
     return PPOLoss(loss, PPOMetrics(*metrics.detach().unbind()))
 

@@ -22,10 +22,11 @@ from s2srm_kernels._checks import (
     check_head_options,
     compute_dtype,
 )
-from s2srm_kernels._head import Head, pad_rows
-from s2srm_kernels._operators import define, select
-from s2srm_kernels._shards import all_reduce_, group_name
-from s2srm_kernels._statistics import RowStatistics, merge, pack_chunk, row_statistics
+from s2srm_kernels._engine import Engine
+from s2srm_kernels._head import Head
+from s2srm_kernels._operators import define_vocabulary, select
+from s2srm_kernels._shards import group_name
+from s2srm_kernels._statistics import row_statistics
 
 _NAME = "linear_token_stats"
 
@@ -46,7 +47,8 @@ class TokenStats(NamedTuple):
     rank: Tensor
 
 
-def _reference(
+def _body(
+    engine: Engine,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -57,40 +59,12 @@ def _reference(
     group: str | None,
 ) -> tuple[Tensor, ...]:
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
-    stats, rank = _statistics_with_rank(head)
+    stats, _ = row_statistics(engine, head, rank=True)
     fields = (
         *(stats.logprobs, stats.entropy, stats.lse, stats.argmax),
-        *(stats.max_logit, stats.target_logit, rank),
+        *(stats.max_logit, stats.target_logit, stats.above),
     )
     return tuple(head.scatter(field) for field in fields)
-
-
-def _statistics_with_rank(head: Head) -> tuple[RowStatistics, Tensor]:
-    """Statistics and rank. With a group the rank takes a second product and an all-reduce.
-
-    No rank can count before it knows the target's logit, which one rank alone has.
-    """
-    if head.num_live == 0:
-        return row_statistics(head), head.target.new_zeros(0)
-    if head.shard.group is not None:
-        stats = row_statistics(head)
-        counted = [
-            _count_above(head.logits(head.live_hidden(rows)), stats.target_logit[rows])
-            for rows in head.chunks()
-        ]
-        return stats, all_reduce_(torch.cat(counted), head.shard)
-    packed: list[Tensor] = []
-    counts: list[Tensor] = []
-    for rows in head.chunks():
-        z = head.logits(head.live_hidden(rows))
-        packed.append(pack_chunk(head, z, rows))
-        counts.append(_count_above(z, merge(packed[-1], head).target_logit))
-    return merge(torch.cat(packed), head), torch.cat(counts)
-
-
-def _count_above(z: Tensor, target_logit: Tensor) -> Tensor:
-    """(P, V) logits, (r,) target logits -> (r,) number of logits strictly greater."""
-    return (z > pad_rows(target_logit)[:, None]).sum(dim=1)[: len(target_logit)]
 
 
 def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -99,11 +73,11 @@ def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return tuple(hidden.new_empty(n, dtype=d) for d in dtypes)
 
 
-define(
+define_vocabulary(
     _NAME,
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float? softcap, float temperature,"
     " int ignore_index, str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _reference,
+    _body,
     _fake,
 )
 
@@ -130,11 +104,11 @@ def linear_token_stats(
     hidden row is never read. Ties of the argmax go to the lowest id, and rank 0 means that no logit
     is greater than the target's. Nothing is differentiable: the inputs are detached.
 
-    Memory: at most max(128 V, 2**24) logits at a time and the weight upcast. A row's results are
-    the same bits in any batch.
+    One product. Memory: see kernels/README.md; nothing grows with N * V. A row's results are the
+    same bits in any batch.
 
-    process_group: as in linear_logprobs, except that the rank takes a second product and an
-    all-reduce. The argmax is exact up to 2**24 ids.
+    process_group: as in linear_logprobs, and an all-reduce of the targets' logits before the
+    product, since no rank can count before it knows them. argmax and rank are exact up to 2**24.
 
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
     out of range (naming the row; on CUDA that check shares the operator's one synchronisation).

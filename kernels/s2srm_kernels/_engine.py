@@ -1,0 +1,91 @@
+"""What a backend of the vocabulary operations computes; everything else is written once in ops/.
+
+An engine knows no loss. It turns a `Head` into row statistics, and per-row upstream gradients of
+those statistics (`Upstream`) into the gradients of hidden, weight and bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from s2srm_kernels._head import Head
+
+if TYPE_CHECKING:
+    from s2srm_kernels._gradients import Upstream
+    from s2srm_kernels._statistics import RowStatistics
+
+# Blocks of the logits that may be left out of a backward together (see _skipping).
+SKIP_ROWS = 128
+SKIP_COLUMNS = 256
+
+ThreeGradients = tuple[Tensor, Tensor, Tensor]
+"""d_hidden (N, D) with zeros in ignored rows, d_weight (V, D), d_bias (V,); each (0,) where it is
+not needed (no bias included)."""
+
+
+class Engine(Protocol):
+    """R live rows, V columns of this rank, T = ceil(V / SKIP_COLUMNS) tiles of columns."""
+
+    def target_logits(self, head: Head) -> Tensor:
+        """(R,) compute dtype: each row's logit at its target, -inf where another rank owns it.
+
+        The same bits as the same logit inside `statistics`, so that ties are told from maxima.
+        """
+        ...
+
+    def statistics(
+        self, head: Head, target_logits: Tensor | None, tiles: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, 7) statistics over this rank's columns in the compute dtype: one product.
+
+        0 the maximum, no lower than finfo.min; 1 sum e^(z-max) without the maximum's own term;
+        2 the sum of e^(z-max) (z-max) over the same columns, where z = -inf adds 0; 3 sum (z-max)
+        over all columns; 4 the target's logit, -inf if not owned; 5 the column of the maximum, of
+        equal ones the lowest; 6 the number of columns with z > target_logits[row], which may be
+        another rank's, 0 where target_logits is None. Numbers of columns are exact up to 2**24.
+
+        With `tiles` also (R, T): log-sum-exp of every tile of columns.
+        """
+        ...
+
+    def gradients_in_forward(
+        self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
+    ) -> bool:
+        """Whether `statistics_with_gradients` fits the workspace; None is the engine's own bound.
+
+        Decided by shapes and dtypes alone.
+        """
+        ...
+
+    def statistics_with_gradients(
+        self,
+        head: Head,
+        upstream_of: Callable[[RowStatistics, slice], Upstream],
+        needs: Sequence[bool],
+        workspace_bytes: int | None,
+    ) -> tuple[RowStatistics, ThreeGradients]:
+        """Both from the same logits, chunk by chunk: three products, on one rank.
+
+        upstream_of(statistics of the chunk's rows, slice of the live rows) gives the chunk's
+        upstream gradients. Gradients in the compute dtype.
+        """
+        ...
+
+    def gradients(
+        self,
+        head: Head,
+        statistics: RowStatistics,
+        upstream: Upstream,
+        needs: Sequence[bool],
+        live: Tensor | None,
+    ) -> ThreeGradients:
+        """The logits made again, with the merged statistics: up to three products.
+
+        live: (>= ceil(R / SKIP_ROWS), T) bool; a block where it is False adds nothing to any
+        gradient and need not be computed. Gradients in the inputs' dtype, rounded once; with a
+        group d_hidden is this rank's share alone, in the compute dtype.
+        """
+        ...
