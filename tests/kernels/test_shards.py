@@ -1,4 +1,4 @@
-"""Two gloo ranks with unequal slices of the vocabulary against one rank with all of it."""
+"""Gloo ranks with unequal slices of the vocabulary against one rank with all of it."""
 
 import kernels_naive as naive
 import pytest
@@ -8,14 +8,18 @@ import torch.multiprocessing as mp
 
 import s2srm_kernels as kernels
 
-V, SPLIT = 23, 7
-N = 40
+V, N = 23, 40
+SPLITS = {2: (7, 16), 4: (5, 2, 13, 3)}  # columns of each rank
 
 
-def _calls(hidden, weight, bias, target, group):
+def _slice(rank, sizes):
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+
+
+def _calls(hidden, weight, bias, target, group, impl):
     """Outputs of every vocabulary operation; those with gradients first."""
     rows = torch.linspace(-4, -2, N, dtype=torch.float64)
-    head = {"bias": bias, "process_group": group}
+    head = {"bias": bias, "process_group": group, "impl": impl}
     capped = {**head, "softcap": 3.0, "temperature": 0.8}
     smoothed = {"label_smoothing": 0.1, "z_loss": 0.02}
     differentiable = [
@@ -41,14 +45,15 @@ def _problem(offset=0.0):
     return hidden, weight, bias, target
 
 
-def _rank(rank, folder):
+def _rank(rank, folder, sizes, impl):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    group = dist.new_group([0, 1])
-    mine = slice(0, SPLIT) if rank == 0 else slice(SPLIT, V)
+    store, world = f"file://{folder}/store", len(sizes)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    group = dist.new_group(list(range(world)))
+    mine = _slice(rank, sizes)
     hidden, weight, bias, target = _problem()
     weight, bias = (t.detach()[mine].clone().requires_grad_() for t in (weight, bias))
-    outputs, statistics = _calls(hidden, weight, bias, target, group)
+    outputs, statistics = _calls(hidden, weight, bias, target, group, impl)
     gradients = naive.grads(outputs, (hidden, weight, bias))
     ignored = torch.full_like(target, -100)
     nothing = kernels.linear_cross_entropy(hidden, weight, ignored, process_group=group)
@@ -68,17 +73,21 @@ def _rank(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("impl", ["reference", "cpp"])
+@pytest.mark.parametrize("world", SPLITS)
+def test_ranks_equal_one(world, impl, tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{r}.pt") for r in (0, 1)]
+    sizes = SPLITS[world]
+    mp.spawn(_rank, args=(str(tmp_path), sizes, impl), nprocs=world)
+    ranks = [torch.load(tmp_path / f"{r}.pt") for r in range(world)]
     hidden, weight, bias, target = _problem()
-    outputs, statistics = _calls(hidden, weight, bias, target, None)
+    outputs, statistics = _calls(hidden, weight, bias, target, None, "reference")
     d_hidden, d_weight, d_bias = naive.grads(outputs, (hidden, weight, bias))
     assert 3 in statistics[3] and 20 not in statistics[3]  # the tie went to the lower id
-    for rank, mine in zip(ranks, (slice(0, SPLIT), slice(SPLIT, V)), strict=True):
+    for r, rank in enumerate(ranks):
+        mine = _slice(r, sizes)
         torch.testing.assert_close(rank["outputs"], [o.detach() for o in outputs])
         torch.testing.assert_close(rank["statistics"], statistics)
         torch.testing.assert_close(rank["gradients"], [d_hidden, d_weight[mine], d_bias[mine]])
         assert rank["nothing"] == 0
-    assert torch.equal(ranks[0]["gradients"][0], ranks[1]["gradients"][0])
+        assert torch.equal(rank["gradients"][0], ranks[0]["gradients"][0])
