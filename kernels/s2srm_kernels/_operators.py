@@ -140,7 +140,7 @@ def _obstacle(name: str, impl: str, device_type: str, quiet: bool = False) -> st
     """Why `impl` cannot run `name` on such a device; None if it can."""
     if impl == "reference":
         return None
-    reason = _load(impl)
+    reason = load(impl)
     overload = f"{NAMESPACE}::{_overload_name(name, impl)}"
     if torch._C._dispatch_has_kernel_for_dispatch_key(  # pyright: ignore[reportPrivateUsage]
         overload, device_type.upper()
@@ -160,8 +160,8 @@ _obstacle._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMember
 
 
 @functools.cache
-def _load(impl: str) -> str | None:
-    """Import a backend and let it register itself; the reason if it cannot."""
+def load(impl: str) -> str | None:
+    """Import a backend and let it register itself; the reason if it cannot, else None."""
     try:
         importlib.import_module(f"s2srm_kernels.{impl}").register()
     except ImportError as error:

@@ -62,8 +62,10 @@ def scale_gradients(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     """grad_loss times what `save_gradients` kept, in the inputs' dtype; None where not needed."""
     gradients, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
     # A gradient of the weight may be the largest tensor of a program: on the CPU, where looking at
-    # the factor is free, `loss.backward()` makes no second copy of it.
-    plain = type(grad_loss) is Tensor and grad_loss.device.type == "cpu"
+    # the factor is free, `loss.backward()` makes no second copy of it. Not while torch.compile
+    # traces (tensors of another type), nor for create_graph (gradients enabled).
+    plain = type(grad_loss) is Tensor and not torch.is_grad_enabled()
+    plain = plain and grad_loss.device.type == "cpu"
     if plain and gradients[0].dtype == inputs[0].dtype and float(grad_loss) == 1.0:
         scaled = gradients
     else:

@@ -26,6 +26,7 @@ def run(argv: Sequence[str]) -> None:
     sections = (
         ("versions", versions()),
         ("devices", devices()),
+        ("backends of the operations", backends()),
         ("operations (impl=auto)", operations()),
         ("attention (auto)", attention()),
         ("tools", tools()),
@@ -69,22 +70,26 @@ def devices() -> Iterator[tuple[str, str]]:
         yield f"cuda:{i}", f"{properties.name}, {memory:.0f} GiB, capability {capability}"
 
 
+def backends() -> Iterator[tuple[str, str]]:
+    """Compiled backends, and why one cannot be used."""
+    from s2srm_kernels._operators import load
+
+    for impl in ("cpp", "triton"):
+        yield impl, load(impl) or "loaded"
+
+
 def operations() -> Iterator[tuple[str, str]]:
     """The implementation that `impl="auto"` takes on each kind of device that is here."""
     import torch
 
     import s2srm_kernels
-    from s2srm_kernels._operators import select
+    from s2srm_kernels._operators import choose
 
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for name in sorted(s2srm_kernels.__all__):
-        if not name.islower():
-            continue
-        chosen: list[str] = []
-        for kind in kinds:
-            overload = str(select(name, "auto", torch.device(kind))).rpartition(".")[2]
-            chosen.append(f"{kind}: {'reference' if overload == 'default' else overload}")
-        yield name, ", ".join(chosen)
+        if name.islower():
+            chosen = [f"{kind}: {choose(name, 'auto', torch.device(kind))}" for kind in kinds]
+            yield name, ", ".join(chosen)
 
 
 def attention() -> Iterator[tuple[str, str]]:

@@ -6,6 +6,8 @@ import torch
 
 from s2srm_kernels import gae
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CU = torch.tensor([0, 0, 1, 9, 9, 26, 90, 90], dtype=torch.int32)
 
 

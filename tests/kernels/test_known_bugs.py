@@ -16,6 +16,8 @@ from s2srm_kernels import (
     linear_token_stats,
 )
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 HEADS = [{}, {"softcap": 2.5, "temperature": 0.8}]
 
 

@@ -4,6 +4,8 @@ import torch
 
 from s2srm_kernels import linear_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OPTIONS = [
     {},
     {"label_smoothing": 0.1},

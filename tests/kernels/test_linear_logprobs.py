@@ -4,6 +4,8 @@ import torch
 
 from s2srm_kernels import linear_logprobs
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPES = [(1, 1, 2), (7, 5, 11), (130, 33, 300), (257, 64, 1003)]
 HEADS = [{}, {"softcap": 2.5}, {"temperature": 0.6}, {"softcap": 3.0, "temperature": 1.7}]
 

@@ -4,6 +4,8 @@ import torch
 
 from s2srm_kernels import linear_logprobs, linear_ppo_loss
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OPTIONS = [
     {},
     {"clip_low": 0.1, "clip_high": 0.4},

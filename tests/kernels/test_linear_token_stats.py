@@ -4,6 +4,8 @@ import torch
 
 from s2srm_kernels import linear_logprobs, linear_token_stats
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.mark.parametrize("head", [{}, {"softcap": 2.0, "temperature": 0.7}], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 2), (7, 5, 11), (130, 33, 300), (257, 64, 1003)], ids=str)

@@ -108,10 +108,10 @@ def test_a_backend_is_chosen_as_soon_as_it_registers_a_kernel():
 
 @pytest.fixture
 def unloaded():
-    for cached in (_operators._load, _operators._warn_once):
+    for cached in (_operators.load, _operators._warn_once):
         cached.cache_clear()
     yield
-    for cached in (_operators._load, _operators._warn_once):
+    for cached in (_operators.load, _operators._warn_once):
         cached.cache_clear()
 
 

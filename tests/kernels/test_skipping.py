@@ -7,6 +7,8 @@ import torch
 from s2srm_kernels import SkipReport, linear_cross_entropy, linear_logprobs
 from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 V, D = 3 * SKIP_COLUMNS + 40, 16
 
 
@@ -38,7 +40,6 @@ OPS = {
     "cross_entropy_sum": _cross_entropy("sum"),
 }
 each_op = pytest.mark.parametrize("op", OPS)
-each_impl = pytest.mark.parametrize("impl", ["reference", "cpp"])
 
 
 def _gradients(op, problem, **options):
@@ -50,17 +51,14 @@ def _gradients(op, problem, **options):
     return out.detach(), upstream.expand(len(target)), gradients
 
 
-@each_impl
 @each_op
-def test_the_error_is_within_the_bound_and_the_mass_within_the_budget(op, impl):
+def test_the_error_is_within_the_bound_and_the_mass_within_the_budget(op):
     problem = _peaked()
     hidden, weight, _, target = problem
-    exact, upstream, (d_hidden, d_weight, _) = _gradients(op, problem, impl=impl)
+    exact, upstream, (d_hidden, d_weight, _) = _gradients(op, problem)
     report = SkipReport()
     tau = 1e-3
-    value, _, (s_hidden, s_weight, _) = _gradients(
-        op, problem, impl=impl, skip_mass=tau, skip_report=report
-    )
+    value, _, (s_hidden, s_weight, _) = _gradients(op, problem, skip_mass=tau, skip_report=report)
     torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
     assert report.mass.shape == target.shape
     assert 0 < report.mass.max() <= tau and report.mass[target < 0].eq(0).all()
@@ -71,23 +69,21 @@ def test_the_error_is_within_the_bound_and_the_mass_within_the_budget(op, impl):
     assert (s_weight - d_weight).norm() <= tau * (upstream[:, None] * hidden).norm(dim=1).sum()
 
 
-@each_impl
 @each_op
-def test_zero_is_exact_and_makes_no_plan(op, impl):
+def test_zero_is_exact_and_makes_no_plan(op):
     problem = _peaked(seed=1)
     report = SkipReport()
-    _, _, ours = _gradients(op, problem, impl=impl, skip_mass=0.0, skip_report=report)
+    _, _, ours = _gradients(op, problem, skip_mass=0.0, skip_report=report)
     _, _, theirs = _gradients(op, problem, impl="reference")
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert report.mass.eq(0).all()
 
 
-@each_impl
-def test_skipped_blocks_are_whole_blocks_of_live_rows_and_columns(impl):
+def test_skipped_blocks_are_whole_blocks_of_live_rows_and_columns():
     """With the bound at its largest only the blocks of targets are left."""
     problem = _peaked(seed=2)
     hidden, weight, bias, target = problem
-    _, _, (d_hidden, d_weight, _) = _gradients("logprobs", problem, impl=impl, skip_mass=1.0)
+    _, _, (d_hidden, d_weight, _) = _gradients("logprobs", problem, skip_mass=1.0)
     rows = (target >= 0).nonzero().squeeze(1)
     upstream = torch.randn(
         len(target), generator=torch.Generator().manual_seed(5), dtype=torch.float64
@@ -108,9 +104,7 @@ def test_skipped_blocks_are_whole_blocks_of_live_rows_and_columns(impl):
 def test_near_uniform_rows_skip_nothing():
     hidden, weight, bias, target = naive.make(140, D, V, scale=1e-3)
     report = SkipReport()
-    linear_logprobs(
-        *(hidden, weight, target), bias=bias, skip_mass=1e-2, skip_report=report, impl="reference"
-    )
+    linear_logprobs(*(hidden, weight, target), bias=bias, skip_mass=1e-2, skip_report=report)
     assert report.mass.eq(0).all()
 
 

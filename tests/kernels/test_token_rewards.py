@@ -4,6 +4,8 @@ import torch
 
 from s2srm_kernels import token_rewards
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CU = torch.tensor([0, 0, 4, 5, 5, 12, 20, 20], dtype=torch.int32)
 
 
