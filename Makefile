@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint type clean
+.PHONY: venv build demo test lint type clean
 
 venv: $(VENV)/.ready
 
@@ -16,11 +16,15 @@ $(VENV)/.ready: pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test,dev]'
 	touch $@
 
-demo: venv
+demo: build
 	$(BIN)/s2srm demo
 
+# The compiled kernels; only what changed. Without a compiler the tests say what they leave out.
+build: venv
+	-$(BIN)/python csrc/build.py
+
 # One thread a process: the tests' matrices are tiny, and torchrun starts two processes more.
-test: venv
+test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: venv
