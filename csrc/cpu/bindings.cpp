@@ -1,0 +1,190 @@
+// The operators s2srm::cpu_*: what s2srm_kernels.cpp.engine calls. They write into tensors that the
+// engine allocates, check what could lead to an access out of bounds, and leave the rest to it.
+
+#include <optional>
+
+#include "../checks.h"
+#include "vocabulary.h"
+
+namespace s2srm::cpu {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+void check(bool holds, const char* what) {
+  if (!holds) fail("s2srm cpu operator: ", what);
+}
+
+Element element_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return Element::kHalf;
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    default:
+      return Element::kCompute;
+  }
+}
+
+bool has_rows(const Tensor& tensor) { return tensor.size(1) < 2 || tensor.stride(1) == 1; }
+
+// The data of a contiguous tensor of T with `size` elements; null for an absent one.
+template <class T>
+T* data(const Optional& tensor, int64_t size, const char* what) {
+  if (!tensor) return nullptr;
+  constexpr ScalarType type = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
+  check(tensor->scalar_type() == type && tensor->is_contiguous() && tensor->numel() == size, what);
+  return static_cast<T*>(tensor->data_ptr());
+}
+
+template <class T>
+Head<T> make_head(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+                  const Optional& bias, const Tensor& target, double softcap, double temperature) {
+  check(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1) &&
+            has_rows(hidden) && has_rows(weight) && weight.size(0) > 0,
+        "hidden and weight must be (N, D) and (V, D) with contiguous rows");
+  check(hidden.scalar_type() == weight.scalar_type(), "hidden and weight must have one dtype");
+  check(!bias || (bias->scalar_type() == weight.scalar_type() && bias->is_contiguous() &&
+                  bias->numel() == weight.size(0)),
+        "bias must be (V,), contiguous, of weight's dtype");
+  check(rows.scalar_type() == ScalarType::Long && target.scalar_type() == ScalarType::Long &&
+            rows.is_contiguous() && target.is_contiguous() && rows.numel() == target.numel(),
+        "rows and target must be (R,) int64");
+  Head<T> head;
+  head.element = element_of(hidden);
+  head.hidden = hidden.const_data_ptr();
+  head.hidden_stride = hidden.stride(0);
+  head.rows = static_cast<const int64_t*>(rows.const_data_ptr());
+  head.num_rows = rows.numel();
+  head.weight = weight.const_data_ptr();
+  head.weight_stride = weight.stride(0);
+  head.num_columns = weight.size(0);
+  head.width = weight.size(1);
+  head.bias = bias ? bias->const_data_ptr() : nullptr;
+  head.target = static_cast<const int64_t*>(target.const_data_ptr());
+  head.softcap = static_cast<T>(softcap);
+  head.temperature = static_cast<T>(temperature);
+  for (int64_t r = 0; r < head.num_rows; ++r)
+    check(head.rows[r] >= 0 && head.rows[r] < hidden.size(0) &&
+              head.target[r] < head.num_columns,
+          "rows or target out of range");
+  return head;
+}
+
+// Calls run with a Head of the compute type of hidden's dtype.
+template <class Run>
+void with_head(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+               const Optional& bias, const Tensor& target, double softcap, double temperature,
+               const Run& run) {
+  if (is_double(hidden))
+    run(make_head<double>(hidden, rows, weight, bias, target, softcap, temperature),
+        *tile_kernels<double>());
+  else
+    run(make_head<float>(hidden, rows, weight, bias, target, softcap, temperature),
+        *tile_kernels<float>());
+}
+
+void run_target_logits(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+                       const Optional& bias, const Tensor& target, double softcap,
+                       double temperature, Tensor& out) {
+  with_head(hidden, rows, weight, bias, target, softcap, temperature,
+            [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
+              target_logits(head, kernels, data<T>(out, head.num_rows, "out must be (R,)"));
+            });
+}
+
+template <class T>
+T* logits_data(const Optional& logits, int64_t num_rows) {
+  if (!logits) return nullptr;
+  constexpr ScalarType type = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
+  check(logits->scalar_type() == type && logits->dim() == 2 && has_rows(*logits) &&
+            logits->size(1) >= num_rows && logits->stride(0) >= num_rows,
+        "logits must be (columns, >= R)");
+  return static_cast<T*>(logits->data_ptr());
+}
+
+void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+                    const Optional& bias, const Tensor& target, double softcap, double temperature,
+                    const Optional& at_target, Tensor& packed, Optional tile_lse,
+                    Optional logits) {
+  with_head(hidden, rows, weight, bias, target, softcap, temperature,
+            [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
+              const int64_t n = head.num_rows;
+              const int64_t tiles = ceil_div(head.num_columns, kTileColumns);
+              check(!logits || logits->size(0) == head.num_columns, "logits must have V rows");
+              statistics(head, kernels, data<T>(at_target, n, "target_logits must be (R,)"),
+                         data<T>(packed, n * kPackedStatistics, "packed must be (R, 7)"),
+                         data<T>(tile_lse, n * tiles, "tile_lse must be (R, T)"),
+                         logits_data<T>(logits, n), logits ? logits->stride(0) : 0);
+            });
+}
+
+// coefficients: (7, R) max_logit, log_sum, entropy, then the upstream gradients of log p(target),
+// entropy, lse and mean log p; `given` says which of the last three are there.
+template <class T>
+Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int64_t num_total,
+                                  const Optional& live, const Head<T>& head) {
+  const int64_t n = head.num_rows;
+  const T* base = data<T>(coefficients, 7 * n, "coefficients must be (7, R)");
+  const auto field = [&](int64_t i) { return i < 4 || (given >> (i - 4)) & 1 ? base + i * n : nullptr; };
+  const bool* blocks = nullptr;
+  if (live) {
+    check(live->scalar_type() == ScalarType::Bool && live->is_contiguous() && live->dim() == 2 &&
+              live->size(0) >= ceil_div(n, kBlockRows) &&
+              live->size(1) == ceil_div(head.num_columns, kTileColumns),
+          "live must be (>= ceil(R / 128), ceil(V / 256)) bool");
+    blocks = static_cast<const bool*>(live->const_data_ptr());
+  }
+  return {field(0), field(1), field(2),  field(3), field(4),
+          field(5), field(6), num_total, blocks,   live ? live->size(1) : 0};
+}
+
+void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+                   const Optional& bias, const Tensor& target, double softcap, double temperature,
+                   const Tensor& coefficients, int64_t given, int64_t num_total,
+                   const Optional& live, Tensor& logits, bool stored, bool accumulate,
+                   Optional d_hidden, Optional d_weight, Optional d_bias) {
+  constexpr int64_t kStoredSpan = 32 * kTileColumns;  // keeps dz of a span in a near cache
+  with_head(hidden, rows, weight, bias, target, softcap, temperature,
+            [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
+              const int64_t size = head.num_columns * head.width;
+              Outputs<T> out;
+              out.hidden = data<T>(d_hidden, hidden.size(0) * head.width, "d_hidden must be (N, D)");
+              out.weight = d_weight ? d_weight->data_ptr() : nullptr;
+              out.weight_element = d_weight ? element_of(*d_weight) : Element::kCompute;
+              check(!d_weight || (d_weight->is_contiguous() && d_weight->numel() == size),
+                    "d_weight must be (V, D)");
+              check(!accumulate || out.weight_element == Element::kCompute,
+                    "d_weight must be of the compute dtype to be added to");
+              out.bias = data<T>(d_bias, head.num_columns, "d_bias must be (V,)");
+              out.accumulate = accumulate;
+              check(!stored || logits.size(0) == head.num_columns, "logits must have V rows");
+              const auto inputs = make_coefficients(coefficients, given, num_total, live, head);
+              gradients(head, kernels, inputs, logits_data<T>(logits, head.num_rows),
+                        logits.stride(0), stored ? kStoredSpan : logits.size(0), stored, out);
+            });
+}
+
+}  // namespace
+}  // namespace s2srm::cpu
+
+#define S2SRM_HEAD                                                                    \
+  "Tensor hidden, Tensor rows, Tensor weight, Tensor? bias, Tensor target, float softcap, " \
+  "float temperature"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
+  m.def("cpu_target_logits(" S2SRM_HEAD ", Tensor(a!) out) -> ()");
+  m.def("cpu_statistics(" S2SRM_HEAD
+        ", Tensor? target_logits, Tensor(a!) packed, Tensor(b!)? tile_lse, Tensor(c!)? logits)"
+        " -> ()");
+  m.def("cpu_gradients(" S2SRM_HEAD
+        ", Tensor coefficients, int given, int num_total, Tensor? live, Tensor(a!) logits,"
+        " bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
+        " Tensor(d!)? d_bias) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(s2srm, CPU, m) {
+  m.impl("cpu_target_logits", TORCH_BOX(&s2srm::cpu::run_target_logits));
+  m.impl("cpu_statistics", TORCH_BOX(&s2srm::cpu::run_statistics));
+  m.impl("cpu_gradients", TORCH_BOX(&s2srm::cpu::run_gradients));
+}

@@ -1,0 +1,41 @@
+// The tile kernels for processors with AVX2 and FMA.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "tiles.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace s2srm::cpu {
+namespace avx2 {
+
+constexpr int kBytes = 32;
+constexpr int kRows = 6, kVectors = 2;  // 12 of 16 registers are sums
+
+typedef float F32 __attribute__((vector_size(kBytes)));
+typedef double F64 __attribute__((vector_size(kBytes)));
+inline F32 fused(F32 a, F32 b, F32 c) {
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+inline F64 fused(F64 a, F64 b, F64 c) {
+  return (F64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+
+#include "lanes.h"
+#include "tile_kernels.h"
+
+}  // namespace avx2
+
+extern const TileKernels<float> kAvx2Float = avx2::table<float>("avx2");
+extern const TileKernels<double> kAvx2Double = avx2::table<double>("avx2");
+
+}  // namespace s2srm::cpu
+#pragma GCC pop_options
+#endif

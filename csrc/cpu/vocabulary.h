@@ -1,0 +1,51 @@
+// The three passes over the vocabulary: what bindings.cpp calls.
+#pragma once
+
+#include "head.h"
+
+namespace s2srm::cpu {
+
+inline constexpr int64_t kPackedStatistics = 7;
+
+// out (num_rows): each row's logit at its target, the same bits as in `statistics`; -inf without
+// one.
+template <class T>
+void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out);
+
+// packed (num_rows, 7) as in Engine.statistics; target_logits (num_rows) or null; tile_lse
+// (num_rows, ceil(num_columns / kTileColumns)) or null; logits or null: column c of row r goes to
+// logits[c * logits_stride + r].
+template <class T>
+void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
+                T* packed, T* tile_lse, T* logits, int64_t logits_stride);
+
+// (num_rows) each; null is zero, of `live` everything.
+template <class T>
+struct Coefficients {
+  const T *max_logit, *log_sum, *entropy;
+  const T *d_logprobs, *d_entropy, *d_lse, *d_mean_logprob;
+  int64_t num_total;
+  const bool* live;  // [row / kBlockRows * live_stride + column / kTileColumns]
+  int64_t live_stride;
+};
+
+// Null: not needed. hidden (N, width): live rows are written, the others left alone. weight
+// (num_columns, width) and bias are added to where `accumulate`.
+template <class T>
+struct Outputs {
+  T* hidden;
+  void* weight;
+  Element weight_element;
+  T* bias;
+  bool accumulate;
+};
+
+// logits (span, logits_stride): room for the logits of `span` columns. With `stored` it is all
+// columns, filled by `statistics`, and may be the memory of outputs.weight, whose width it then
+// has for a stride.
+template <class T>
+void gradients(const Head<T>& head, const TileKernels<T>& kernels,
+               const Coefficients<T>& coefficients, T* logits, int64_t logits_stride, int64_t span,
+               bool stored, const Outputs<T>& outputs);
+
+}  // namespace s2srm::cpu
