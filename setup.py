@@ -27,7 +27,7 @@ class BuildLibraries(build_ext):
         library = Path(self.get_ext_fullpath(ext.name))
         name = ext.name.rpartition(".")[2]
         try:
-            build["build_library"](name, library, Path(self.build_temp).parent / "csrc")
+            build["build_library"](name, library)
         except build["BuildError"] as error:
             raise CompileError(error) from error
 

@@ -29,6 +29,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).parent
 PACKAGE = CSRC.parent / "kernels" / "s2srm_kernels"
+OBJECTS = CSRC.parent / "build" / "csrc"
 # Declarations newer than torch 2.11 are hidden, so that none is called by mistake.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -48,11 +49,11 @@ def libraries() -> dict[str, list[Path]]:
     return found
 
 
-def build_library(name: str, library: Path, temporary: Path) -> None:
+def build_library(name: str, library: Path) -> None:
     """Compile what changed and link; BuildError, after the compiler's own words."""
     sources = libraries()[name]
     command = cuda_compiler() if name == "_C_cuda" else cpu_compiler()
-    objects = temporary / name
+    objects = OBJECTS / name
     objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -159,14 +160,18 @@ def chips() -> list[str]:
 
 
 def main() -> None:
-    """Build into the checkout."""
+    """Build into the checkout, each library whatever became of the other."""
+    failures: list[str] = []
     for name in libraries():
         library = PACKAGE / f"{name}.so"
         try:
-            build_library(name, library, CSRC.parent / "build" / "csrc")
+            build_library(name, library)
         except BuildError as error:
-            sys.exit(f"{library.name} was not built: {error}")
-        print(library)
+            failures.append(f"{library.name} was not built: {error}")
+        else:
+            print(library)
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ inline void check_vector(const char* name, const Tensor& tensor, int64_t size) {
          tensor.numel(), " values");
 }
 
+inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& like) {
+  if (tensor.is_cuda() != like.is_cuda() || tensor.get_device_index() != like.get_device_index())
+    fail(name, " must be on the same device as the rows");
+}
+
 inline void check_integer(const char* name, const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
   if (type != ScalarType::Int && type != ScalarType::Long)

@@ -8,6 +8,7 @@
 
 #include <tuple>
 
+#include "advantages.h"
 #include "sequences.h"
 
 namespace s2srm {
@@ -27,14 +28,14 @@ void run_sequence(const T* rewards, const T* values, T* advantages, T* returns, 
 }
 
 template <typename T>
-void run(const Tensor& rewards, const Tensor& values, const Segments& segments, double gamma,
-         double lam, const std::optional<Tensor>& bootstrap, Tensor& advantages, Tensor& returns) {
-  const T* r = rewards.const_data_ptr<T>();
-  const T* v = values.const_data_ptr<T>();
-  const T* after = bootstrap ? bootstrap->const_data_ptr<T>() : nullptr;
+void run(const AdvantageInputs& in, const Segments& segments, double gamma, double lam,
+         Tensor& advantages, Tensor& returns) {
+  const T* r = in.rewards.const_data_ptr<T>();
+  const T* v = in.values.const_data_ptr<T>();
+  const T* after = in.bootstrap ? in.bootstrap->const_data_ptr<T>() : nullptr;
   T* a = advantages.mutable_data_ptr<T>();
   T* g = returns.mutable_data_ptr<T>();
-  for_each_sequence(segments, rewards.size(0), [&](int64_t b) {
+  for_each_sequence(segments, in.rewards.numel(), [&](int64_t b) {
     const int64_t start = segments.offsets[b], length = segments.offsets[b + 1] - start;
     run_sequence(r + start, v + start, a + start, g + start, length, gamma, gamma * lam,
                  after == nullptr ? 0.0 : static_cast<double>(after[b]));
@@ -44,28 +45,13 @@ void run(const Tensor& rewards, const Tensor& values, const Segments& segments, 
 std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                                const Tensor& cu_seqlens, double gamma, double lam,
                                const std::optional<Tensor>& bootstrap) {
-  const int64_t num_rows = rewards.numel();
   const Segments segments(cu_seqlens);
-  check_vector("rewards", rewards, num_rows);
-  check_vector("values", values, num_rows);
-  check_floating("rewards", rewards);
-  check_floating("values", values);
-  bool wide = is_double(rewards) || is_double(values);
-  if (bootstrap) {
-    check_vector("bootstrap", *bootstrap, segments.count);
-    check_floating("bootstrap", *bootstrap);
-    wide = wide || is_double(*bootstrap);
-  }
-  check_cu_seqlens(segments, num_rows);
-
-  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
-  const Tensor r = as_contiguous(rewards, type), v = as_contiguous(values, type);
-  std::optional<Tensor> after;
-  if (bootstrap) after = as_contiguous(*bootstrap, type);
-  Tensor advantages = new_vector(rewards, num_rows, type);
-  Tensor returns = new_vector(rewards, num_rows, type);
-  const auto work = wide ? run<double> : run<float>;
-  work(r, v, segments, gamma, lam, after, advantages, returns);
+  const AdvantageInputs in(rewards, values, bootstrap, segments.count);
+  check_cu_seqlens(segments, in.rewards);
+  Tensor advantages = new_vector(rewards, in.rewards.numel(), in.type);
+  Tensor returns = new_vector(rewards, in.rewards.numel(), in.type);
+  const auto work = in.type == ScalarType::Double ? run<double> : run<float>;
+  work(in, segments, gamma, lam, advantages, returns);
   return {advantages, returns};
 }
 

@@ -8,7 +8,9 @@
 
 namespace s2srm {
 
-inline void check_cu_seqlens(const Segments& segments, int64_t num_rows) {
+inline void check_cu_seqlens(const Segments& segments, const Tensor& rows) {
+  check_same_device("cu_seqlens", segments.tensor, rows);
+  const int64_t num_rows = rows.numel();
   const Offsets cu = segments.offsets;
   const int64_t count = segments.count;
   if (cu[0] != 0) fail_start(cu[0]);

@@ -1,6 +1,6 @@
 """Loads the compiled libraries, which register kernels for `s2srm::X.cpp` as they load.
 
-_C.so has the CPU's kernels, _C_cuda.so CUDA's; csrc/build.py builds them from the sources beside it.
+_C.so has the CPU's kernels, _C_cuda.so CUDA's; csrc/ has their sources, csrc/build.py builds them.
 Left out: building at the first import. It would need a compiler where the program runs, and hide
 half a minute in somebody's first call.
 """
@@ -52,4 +52,5 @@ def _load(name: str, patterns: tuple[str, ...]) -> None:
     try:
         torch.ops.load_library(library)  # pyright: ignore[reportUnknownMemberType]
     except OSError as error:
-        raise ImportError(f"{library} does not load: {error}; {_BUILD}") from error
+        reason = error.__cause__ or error  # torch wraps what the loader said
+        raise ImportError(f"{library} does not load: {reason}; {_BUILD}") from error
