@@ -1,0 +1,35 @@
+"""The vocabulary operations in Triton: on GPUs of compute capability 8.0 and later.
+
+_tiles: a tile of logits and the monoid of statistics. _statistics, _gradients, _products: kernels.
+_configs: their shapes. _problem, _launch: from a head to a grid. _engine: the two orders of a
+backward. _variants: everything that can be launched, for a compiler to check without a GPU.
+
+With TRITON_INTERPRET=1 in the environment before triton is imported, the kernels run on CPU tensors
+in Triton's interpreter: for tests, in float16, float32 and float64.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+
+
+def register() -> None:
+    """Register the engine for CUDA tensors, and under the interpreter for CPU tensors.
+
+    ImportError, with the reason, without triton or with one older than 3.6.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("the triton package is not installed")
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < (3, 6):
+        raise ImportError(f"triton 3.6 or later is needed, got {version}")
+
+    from s2srm_kernels._operators import implement
+    from s2srm_kernels.triton._engine import TritonEngine
+    from s2srm_kernels.triton._problem import INTERPRETED
+
+    engine = TritonEngine()
+    implement("triton", "CUDA", engine)
+    if INTERPRETED:
+        implement("triton", "CPU", engine)

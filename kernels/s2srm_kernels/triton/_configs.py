@@ -1,0 +1,85 @@
+"""Tile shapes and launch options, chosen by (kernel, architecture, dtype, D, V): never by N.
+
+What is here fixes the order of summation of every logit, so a row has the same bits in any batch.
+Nothing is tuned at run time. The shapes follow the sizes of the chips' matrix instructions, shared
+memory and registers; `_variants` lists what can be chosen, for a compiler to check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+INTERPRETER = "interpreter"
+# Families whose copies go through tensor descriptors (TMA) where strides and addresses allow it.
+DESCRIPTOR_FAMILIES = {"sm_90", "sm_100"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of a tile of logits and how to launch its kernel.
+
+    parts: pieces in which the statistics take a tile, so that the registers hold them. group: row
+    blocks that walk over the same columns at the same time. waves: programs per multiprocessor.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    parts: int
+    num_warps: int
+    num_stages: int
+    group: int = 8
+    waves: int = 1
+
+
+def family_of(capability: tuple[int, int]) -> str:
+    """Compute capability -> the family whose table serves it; ValueError below 8.0."""
+    major, minor = capability
+    if major < 8:
+        raise ValueError(
+            f"impl='triton' needs a GPU of compute capability 8.0 or later, got {major}.{minor}"
+        )
+    if major == 8:
+        return "sm_80" if minor in (0, 7) else "sm_86"
+    # Consumer chips of later generations (12.x) have the shared memory of 8.6 and no TMA multicast.
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_86")
+
+
+def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool) -> Tile:
+    """The tile of a kernel that makes logits: "statistics", "stored_statistics", "gradients".
+
+    block_k, which fixes the order of summation, depends on family and dtype alone.
+    """
+    if family == INTERPRETER:
+        return Tile(64, 128, 32, 2, 4, 1, group=2)
+    if dtype == torch.float64:
+        return Tile(64, 64, 16, 1, 4, 2)
+    if dtype == torch.float32:
+        return Tile(64, 64, 32, 1, 4, 2)
+    if family == "sm_80":
+        return Tile(128, 128, 64, 2, 8, 3, waves=1)
+    if family == "sm_86":
+        return Tile(128, 128, 32, 2, 8, 3, waves=1)
+    if not descriptors:
+        return Tile(128, 128, 64, 2, 8, 3)
+    stages = 4 if kernel == "statistics" else 3
+    return Tile(128, 256, 64, 4, 8, stages)
+
+
+def product_tile(family: str, dtype: torch.dtype) -> Tile:
+    """The tile of a product with dead blocks."""
+    if family == INTERPRETER:
+        return Tile(128, 64, 128, 1, 4, 1)
+    if dtype in (torch.float32, torch.float64):
+        return Tile(64, 64, 16, 1, 4, 2)
+    return Tile(128, 128, 64 if family != "sm_86" else 32, 1, 8, 3)
+
+
+def split_columns(num_columns: int) -> int:
+    """Columns that one program walks over: a multiple of 256, at most 128 splits up to 2**18."""
+    columns = 256
+    while columns < 4096 and num_columns > 128 * columns:
+        columns *= 2
+    return columns

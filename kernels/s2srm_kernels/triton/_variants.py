@@ -1,0 +1,264 @@
+"""Every kernel and configuration that can be launched, as a compiler wants to hear of it.
+
+For checks on a machine without a GPU: compile each variant ahead of time and look at registers,
+shared memory and instructions. A configuration is a row of `_configs`; of the options that a call
+may or may not have (bias, softcap, ...) each configuration is listed with none and with all.
+"""
+
+# triton annotates its functions only in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.triton import _configs, _launch
+from s2srm_kernels.triton._configs import Tile
+from s2srm_kernels.triton._gradients import logit_gradients_kernel, stored_gradients_kernel
+from s2srm_kernels.triton._products import live_product_kernel
+from s2srm_kernels.triton._statistics import (
+    merge_kernel,
+    statistics_kernel,
+    target_logits_kernel,
+)
+
+ARCHITECTURES = (80, 90, 100)
+_NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
+_INPUTS = ("hidden", "weight", "bias", "exponentials", "stored", "gradients", "left", "right")
+_SUMS = ("logits", "target_logits", "partial", "tile_lse", "references", "packed", "coefficients")
+_INT32_ARRAYS = ("columns", "live_indices", "live_counts")
+_DOUBLES = ("softcap", "temperature", "lowest")
+# Multiples of 16 wherever the tensors are aligned: what a launch would find out by itself.
+_ALIGNED = (
+    "depth",
+    "split_columns",
+    "hidden_stride",
+    "weight_stride_v",
+    "exponentials_stride",
+    "gradients_stride",
+    "stored_stride",
+    "result_stride",
+)
+# Strides between neighbours.
+_ONE = ("weight_stride_d", "right_stride_n")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation: triton.compile(ASTSource(kernel, signature, constexprs, attrs), ...).
+
+    name is unique. matrix: it makes products, on the matrix units where the dtype has them. dtype
+    is the inputs' ("bf16", ...), arch the compute capability (90).
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    attrs: dict[tuple[int, ...], list[list[Any]]]
+    num_warps: int
+    num_stages: int
+    matrix: bool
+    dtype: str
+    arch: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the compiler, as at a launch."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": False,
+        }
+
+
+def variants() -> Iterator[Variant]:
+    """All of them, architecture by architecture."""
+    for arch in ARCHITECTURES:
+        for dtype in _NAMES:
+            yield from _variants(arch, dtype)
+
+
+def _variants(arch: int, dtype: torch.dtype) -> Iterator[Variant]:
+    family = _configs.family_of(divmod(arch, 10))
+    paths = [False]
+    if dtype.itemsize == 2 and family in _configs.DESCRIPTOR_FAMILIES:
+        paths.append(True)
+    for descriptors in paths:
+        for full in (False, True):
+            yield from _logit_kernels(arch, family, dtype, descriptors, full)
+    for full in (False, True):
+        tile = _configs.logits_tile("statistics", family, dtype, paths[-1])
+        stored = _configs.logits_tile("stored_statistics", family, dtype, paths[-1])
+        warps, stages = _launch.STORED_WARPS, 1
+        constexprs = {
+            "LOG_STORE_SCALE": 0.0,
+            "BLOCK_R": _launch.STORED_ROWS,
+            "WIDTH": stored.block_n // stored.parts,
+            "HAS_ENTROPY": full,
+            "HAS_CONSTANT": full,
+            "CAPPED": full,
+        }
+        label = "full" if full else "plain"
+        yield _variant(
+            f"stored_gradients-{label}",
+            stored_gradients_kernel,
+            arch,
+            dtype,
+            constexprs,
+            warps,
+            stages,
+        )
+    yield _variant(
+        "merge", merge_kernel, arch, dtype, {"BLOCK_R": _launch.MERGE_ROWS}, _launch.MERGE_WARPS, 3
+    )
+    tile = _configs.product_tile(family, dtype)
+    for accumulate, skip in ((True, (SKIP_ROWS, SKIP_COLUMNS)), (False, (SKIP_COLUMNS, SKIP_ROWS))):
+        constexprs = _blocks(tile) | {
+            "ACCUMULATE": accumulate,
+            "SKIP_M": skip[0],
+            "SKIP_K": skip[1],
+        }
+        yield _variant(
+            "live_product-" + ("hidden" if accumulate else "weight"),
+            live_product_kernel,
+            arch,
+            dtype,
+            constexprs,
+            tile.num_warps,
+            tile.num_stages,
+        )
+
+
+def _logit_kernels(
+    arch: int, family: str, dtype: torch.dtype, descriptors: bool, full: bool
+) -> Iterator[Variant]:
+    """The kernels that make logits; `full` with every option, and sizes that fill no tile."""
+    label = ("tma" if descriptors else "pointers") + ("-full" if full else "-plain")
+    options = {
+        "HAS_BIAS": full,
+        "CAPPED": full,
+        "SCALED": full,
+        # Descriptors need rows of 16 bytes, not of a whole block.
+        "EVEN_K": not full,
+    }
+
+    def tiled(kernel: str) -> tuple[Tile, dict[str, Any]]:
+        tile = _configs.logits_tile(kernel, family, dtype, descriptors)
+        schedule = {
+            "TMA": descriptors,
+            "FAST": dtype.itemsize == 2,
+            "EVEN_N": not full,
+            "PARTS": tile.parts,
+            "GROUP": tile.group,
+            "NUM_PROGRAMS": 132,
+        }
+        return tile, _blocks(tile) | options | schedule
+
+    tile, constexprs = tiled("statistics")
+    launch = (tile.num_warps, tile.num_stages)
+    if not descriptors or family in _configs.DESCRIPTOR_FAMILIES:
+        target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
+        yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *launch)
+    counted = {"COUNT": True, "TILE_LSE": full, "STORE": False}
+    stored = {"HEADROOM": 0.0, "STORE_SCALE": 1.0}
+    yield _variant(
+        f"statistics-{label}",
+        statistics_kernel,
+        arch,
+        dtype,
+        constexprs | counted | stored,
+        *launch,
+    )
+    tile, constexprs = tiled("stored_statistics")
+    launch = (tile.num_warps, tile.num_stages)
+    stored = {"COUNT": False, "TILE_LSE": False, "STORE": True}
+    stored |= {"HEADROOM": 60.0, "STORE_SCALE": 1.0}
+    yield _variant(
+        f"stored_statistics-{label}", statistics_kernel, arch, dtype, constexprs | stored, *launch
+    )
+    tile, constexprs = tiled("gradients")
+    launch = (tile.num_warps, tile.num_stages)
+    terms = {"HAS_ENTROPY": full, "HAS_CONSTANT": full, "HAS_LIVE": full}
+    terms |= {"SKIP_ROWS": SKIP_ROWS, "SKIP_COLUMNS": SKIP_COLUMNS}
+    yield _variant(
+        f"logit_gradients-{label}",
+        logit_gradients_kernel,
+        arch,
+        dtype,
+        constexprs | terms,
+        *launch,
+    )
+
+
+def _blocks(tile: Tile) -> dict[str, int]:
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+
+
+def _variant(
+    name: str,
+    kernel: Any,
+    arch: int,
+    dtype: torch.dtype,
+    constexprs: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+) -> Variant:
+    """Fill in the signature from the names of the kernel's arguments."""
+    short = _NAMES[dtype]
+    sums = "fp64" if dtype == torch.float64 else "fp32"
+    constexprs = dict(constexprs)
+    constexprs["ACCUMULATOR"] = tl.float64 if dtype == torch.float64 else tl.float32
+    constexprs |= {argument: 1 for argument in _ONE if argument in kernel.arg_names}
+    if name == "live_product-hidden":
+        constexprs["left_stride_k"] = 1
+    elif name == "live_product-weight":
+        constexprs["left_stride_m"] = 1
+    signature: dict[str, str] = {}
+    attrs: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in constexprs:
+            signature[argument] = "constexpr"
+            continue
+        if argument in ("hidden", "weight") and constexprs.get("TMA"):
+            rows = constexprs["BLOCK_M" if argument == "hidden" else "BLOCK_N"]
+            signature[argument] = f"tensordesc<{short}[{rows}, {constexprs['BLOCK_K']}]>"
+            continue
+        if argument in _INPUTS:
+            signature[argument] = f"*{short}"
+        elif argument in _SUMS:
+            signature[argument] = f"*{sums}"
+        elif argument in _INT32_ARRAYS:
+            signature[argument] = "*i32"
+        elif argument == "live_blocks":
+            signature[argument] = "*i8"
+        elif argument == "result":
+            signature[argument] = f"*{sums if constexprs['ACCUMULATE'] else short}"
+        else:
+            signature[argument] = "fp64" if argument in _DOUBLES else "i32"
+        if signature[argument].startswith("*") or argument in _ALIGNED:
+            attrs[(index,)] = [["tt.divisibility", 16]]
+    return Variant(
+        name=f"{name}-{short}-sm_{arch}",
+        kernel=kernel,
+        signature=signature,
+        constexprs=constexprs,
+        attrs=attrs,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        matrix=kernel not in (merge_kernel, stored_gradients_kernel),
+        dtype=short,
+        arch=arch,
+    )
