@@ -2,9 +2,9 @@
 //
 //     delta_t = r_t + gamma * V_{t+1} - V_t,   A_t = delta_t + gamma * lam * A_{t+1}
 //
-// The recursion runs in double whatever the dtype: its latency hides the conversions, and a float32
-// result is then the rounded exact one but for a last bit. Left out: splitting one sequence over
-// threads, which reads it twice; one thread's pass already runs near the speed of memory.
+// In double whatever the dtype: a float32 result is then the rounded exact one but for a last bit.
+// Left out: blocks of rows, which shorten the chain of products and sums by a quarter at best, and
+// splitting one sequence over threads, which reads it twice.
 
 #include <tuple>
 

@@ -16,7 +16,7 @@ void run(const AdvantageInputs& in, const Segments& segments, double gamma, doub
   Scan scan(in.rewards, segments);
   const int64_t num_rows = in.rewards.numel();
   const int64_t num_tiles = (num_rows + Shape::kRows - 1) / Shape::kRows;
-  uint64_t* words = scan.prepare(num_tiles * Published<T>::kWords, nullptr);
+  uint64_t* words = scan.prepare(num_tiles * Published<double>::kWords, nullptr);
   if (num_tiles > 0) {
     const GaeArguments<T> arguments{
         in.rewards.const_data_ptr<T>(),

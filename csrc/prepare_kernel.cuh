@@ -7,7 +7,7 @@
 namespace s2srm {
 
 constexpr int kPrepareThreads = 256;
-constexpr int kMostReports = 128;
+constexpr int kMostReports = 1024;
 
 // What the host reads afterwards. Each block reports for itself, so that no atomic is needed.
 struct Report {

@@ -38,7 +38,7 @@ void run_gae(const Grid& grid, const void* rewards, const void* values, const vo
              double gamma, double lam, void* advantages, void* returns, int64_t* report) {
   using Shape = TileShape<kThreads, kRounds>;
   const int64_t num_tiles = (grid.num_rows + Shape::kRows - 1) / Shape::kRows;
-  std::vector<uint64_t> words(num_tiles * Published<T>::kWords);
+  std::vector<uint64_t> words(num_tiles * Published<double>::kWords);
   const Report found = prepare(grid, words, nullptr);
   report[0] = found.first, report[1] = found.descent[0], report[2] = found.last;
   const GaeArguments<T> in{static_cast<const T*>(rewards),
