@@ -5,8 +5,11 @@
 // Rows after which nothing comes in their sequence ("ends") take no A_{t+1}. What a run of n rows
 // without an end does to the A that enters from its right is A -> decay^n * A + (its own sum), so a
 // run needs one number beside its length, and the lengths here are 4, 8, .. of a lane and its
-// neighbours, a round, a warp and a tile: their powers of decay come from the host. Sums from a round
-// upwards are in double: few, and it is in the long chains that float32 would lose digits.
+// neighbours, a round, a warp and a tile: their powers of decay come from the host. Sums from a
+// round upwards are in double: few, and it is in the long chains that float32 would lose digits.
+//
+// The bits of a row depend on where in a tile it stands, so on what is packed before it, and on
+// nothing else.
 #pragma once
 
 #include <cmath>

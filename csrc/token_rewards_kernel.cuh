@@ -12,7 +12,8 @@ namespace s2srm {
 
 using RewardsShape = TileShape<512, 4>;
 
-// Each reads four rows of the tile at `begin` and answers which diverge, as bits. Half and bfloat16 arrive as float.
+// Each reads four rows of the tile at `begin` and answers which diverge, as bits. Half and bfloat16
+// arrive as float.
 template <typename Response, typename Signal>
 struct ArgmaxDiverges {
   using Result = float;

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -71,6 +72,19 @@ def test_loading_registers_kernels_and_may_be_repeated():
     _extension.load()
     for name in ("gae", "token_rewards"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"s2srm::{name}.cpp", "CPU")
+
+
+@needs_compiler
+def test_the_library_takes_nothing_from_torch_but_its_stable_c_interface():
+    """So that one binary serves several versions: no mangled name of at, c10 or torch."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    library = Path(_extension.__file__).parent / "_C.so"
+    command = ["nm", "-D", "--undefined-only", str(library)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = [line.split()[-1] for line in listed.splitlines()]
+    assert "torch_call_dispatcher" in names
+    assert not [n for n in names if re.match(r"_ZN?K?(2at|3c10|5torch)", n)]
 
 
 def test_without_a_compiler_installation_succeeds_and_the_reference_runs_with_one_warning(checkout):

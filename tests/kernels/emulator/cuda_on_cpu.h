@@ -1,9 +1,9 @@
-// Just enough of CUDA's language for csrc/*_kernel.cuh to run on a CPU, unchanged, compiled by g++.
+// Enough of CUDA's language for csrc/*_kernel.cuh to run on a CPU, unchanged, compiled by g++.
 //
 // A block is an operating system's thread, so that blocks truly run at the same time and wait for
 // each other; its CUDA threads are fibers of that thread, switched at the collectives alone. Shared
-// memory is the block's own by being thread_local. Blocks start in the order of their index, so many
-// at a time as the caller asks for, as on a GPU.
+// memory is the block's own by being thread_local. Blocks start in the order of their index, as on
+// a GPU, and as many at a time as the caller asks for.
 //
 // What it cannot show: races within a warp between two collectives, and the weaker memory order of
 // a GPU. What it can: every index, every edge, the carries, deadlocks, and whether bits depend on
