@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: venv build demo test lint type clean
+.PHONY: venv build demo test bench gpu lint type clean
 
 venv: $(VENV)/.ready
 
@@ -26,6 +26,17 @@ build: venv
 # One thread a process: the tests' matrices are tiny, and torchrun starts two processes more.
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Microbenchmarks on this machine's device; python -m benchmarks.compare has the peers.
+bench: build
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
+		--benchmark-only --benchmark-group-by=group --benchmark-sort=min \
+		--benchmark-columns=min,median,max,rounds
+
+# On a machine with a GPU: build, tests, compute-sanitizer, comparison, a short table; under 8
+# minutes. Takes the torch that $(PYTHON) has and makes no .venv.
+gpu:
+	PYTHONPATH=kernels:.:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

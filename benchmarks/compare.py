@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.definitions import VOCABULARY_OPS
-from benchmarks.measure import Session, measure_sequences, measure_vocabulary
+from benchmarks.measure import ContextLost, Session, measure_vocabulary
+from benchmarks.measure_sequences import measure_sequences
 from benchmarks.problems import Problem, SequenceProblem, normal_problem, sequence_problem
 from benchmarks.products import MODES, modes_of
 from benchmarks.providers import providers_named
@@ -27,6 +28,8 @@ from benchmarks.providers.sequences import SEQUENCE_OPS
 from benchmarks.rows import environment, results_file
 from benchmarks.shapes import SequenceShape, Shape, parse_sequence_shapes, parse_shapes
 
+# Starts the last line of a run that a provider's kernel ended; its name follows.
+CONTEXT_LOST = "the CUDA context was lost by "
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -154,7 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deadline=time.monotonic() + options.budget,
     )
     print(f"{common['device']}, torch {common['torch']}, {dtype}; rows go to {session.out}")
-    run_cases(session, cases, options.model, options.data)
+    try:
+        run_cases(session, cases, options.model, options.data)
+    except ContextLost as lost:
+        print(f"{lost.__cause__}\n{CONTEXT_LOST}{lost}")
+        return 3
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Check, then time: one operation on one problem with all its providers."""
+"""Check, then time: one vocabulary operation on one problem with all its providers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from benchmarks import checking
-from benchmarks.problems import Problem, SequenceProblem
+from benchmarks.problems import Problem
 from benchmarks.products import (
     BOTH,
-    BYTES_PER_TOKEN,
-    FORWARD,
-    copy,
     modes_of,
     num_products,
     product_flops,
     products,
 )
 from benchmarks.providers.base import Provider, Run
-from benchmarks.providers.sequences import SEQUENCE_PROVIDERS, TorchPadded, call
 from benchmarks.rows import Row, append_row
-from benchmarks.timing import kernel_ms, peak_extra_bytes, quantiles, time_in_turns
+from benchmarks.timing import peak_extra_bytes, quantiles, time_in_turns
 
-_ANCHOR = "anchor"
-_MIB = 2**20
+ANCHOR = "anchor"
+MIB = 2**20
+
+
+class ContextLost(RuntimeError):
+    """A kernel ended the CUDA context of this process; the argument is its provider's name."""
 
 
 @dataclass
@@ -68,6 +68,7 @@ class _Checked:
     errors: dict[str, float]
     eager_errors: dict[str, float]
     passed: bool | None
+    version: str = ""
     result_mib: float | None = None
 
 
@@ -78,42 +79,58 @@ def measure_vocabulary(
     checked = _check_all(session, op, problem, backward=BOTH in modes_of(op))
     rows: list[Row] = []
     for mode in modes:
-        ready = {name: c.run for name, c in checked.items() if c.run is not None}
-        calls = {name: _call(run, problem, mode) for name, run in ready.items()}
         count = num_products(op, mode)
-        times: dict[str, list[float]] = {}
-        if calls:
-            anchor = {_ANCHOR: products(problem, count)}
-            times = time_in_turns(
-                {**anchor, **calls}, session.device, session.seconds, session.rounds
-            )
-            # Its logits are as large as eager's: they go before any memory is measured.
-            del anchor
+        anchor = products(problem, count)
+        calls, failures = _warm(checked, problem, mode)
+        turns = {ANCHOR: anchor, **calls}
+        times = time_in_turns(turns, session.device, session.seconds, session.rounds)
+        # The anchor's logits are as large as eager's: they go before any memory is measured.
+        del anchor, turns
         for provider in session.providers:
             found = checked[provider.name]
             fields = _vocabulary_fields(session, op, problem, ignored, mode)
             fields |= {
                 "provider": provider.name,
-                "version": _version(provider, session.device),
+                "version": found.version,
                 "outputs": list(found.outputs),
                 "errors": found.errors,
                 "eager_errors": found.eager_errors,
                 "passed": found.passed,
-                "reason": found.reason,
+                "reason": found.reason or failures.get(provider.name),
             }
             if provider.name in calls:
-                fields |= _times(times[provider.name], times[_ANCHOR])
+                fields |= timing_fields(times[provider.name], times[ANCHOR])
                 peak = peak_extra_bytes(calls[provider.name], session.device)
                 done = product_flops(problem, count) / (fields["p50_ms"] * 1e-3)
                 fields |= {
                     "anchor": f"{count} products" if count > 1 else "1 product",
                     "tflops": done * 1e-12,
-                    "peak_extra_mib": peak / _MIB,
+                    "peak_extra_mib": peak / MIB,
                 }
                 if mode == BOTH:
                     fields["result_mib"] = found.result_mib
             rows.append(session.write(**fields))
     return rows
+
+
+def _warm(
+    checked: Mapping[str, _Checked], problem: Problem, mode: str
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Calls that run beside the anchor's buffers, and why the others do not: no memory left."""
+    calls: dict[str, Callable[[], object]] = {}
+    failures: dict[str, str] = {}
+    for name, found in checked.items():
+        if found.run is None:
+            continue
+        call = _call(found.run, problem, mode)
+        try:
+            call()
+        except Exception as error:
+            failures[name] = _describe(error, name)
+        else:
+            calls[name] = call
+        _free(problem.device)
+    return calls, failures
 
 
 def _vocabulary_fields(
@@ -138,7 +155,7 @@ def _check_all(session: Session, op: str, problem: Problem, backward: bool) -> d
     found: dict[str, _Checked] = {}
     for provider in session.providers:
         names = provider.outputs(op)
-        reason = provider.missing(session.device) or provider.refuses(op, problem, backward)
+        reason = _obstacle(provider, op, problem, backward)
         if reason is not None:
             found[provider.name] = _Checked(None, names, reason, {}, {}, None)
             continue
@@ -149,28 +166,48 @@ def _check_all(session: Session, op: str, problem: Problem, backward: bool) -> d
     return found
 
 
+def _obstacle(provider: Provider, op: str, problem: Problem, backward: bool) -> str | None:
+    # A package that is half installed fails at the question already.
+    try:
+        return provider.missing(problem.device) or provider.refuses(op, problem, backward)
+    except Exception as error:
+        return _describe(error, provider.name)
+
+
+def _describe(error: Exception, provider: str) -> str:
+    """One line for a row. ContextLost for an error after which nothing runs in this process."""
+    line = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
+    if "CUDA error" in line:
+        raise ContextLost(provider) from error
+    return line
+
+
 def _check(
     provider: Provider, op: str, problem: Problem, truth: checking.Truth, backward: bool
 ) -> _Checked:
     names = provider.outputs(op)
+    version = ""
     # Someone else's kernel may fail in any way; the row says how, and the others go on.
     try:
+        version = provider.version()
         run = provider.build(op, problem)
-        outputs, gradients = _outputs_and_gradients(run, problem, backward)
+        outputs, gradients = outputs_and_gradients(run, problem, backward)
         errors = checking.compare(op, problem, truth.exact, outputs, gradients)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
-        return _Checked(None, names, reason, {}, {}, False)
+        reason = _describe(error, provider.name)
+        return _Checked(None, names, reason, {}, {}, False, version)
     eager_errors = {name: truth.eager_errors[name] for name in errors}
-    results = sum(t.nbytes for t in (*outputs.values(), *gradients.values())) / _MIB
+    results = sum(t.nbytes for t in (*outputs.values(), *gradients.values())) / MIB
     if checking.within(errors, truth, problem.hidden.dtype):
-        return _Checked(run, names, None, errors, eager_errors, True, results)
-    return _Checked(None, names, "an error is more than twice eager's", errors, eager_errors, False)
+        return _Checked(run, names, None, errors, eager_errors, True, version, results)
+    reason = "an error is more than twice eager's"
+    return _Checked(None, names, reason, errors, eager_errors, False, version)
 
 
-def _outputs_and_gradients(
+def outputs_and_gradients(
     run: Run, problem: Problem, backward: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the call gives, and with `backward` the gradients of <upstream, outputs> by input."""
     if not backward:
         with torch.no_grad():
             return run(), {}
@@ -185,75 +222,11 @@ def _outputs_and_gradients(
 
 
 def _call(run: Run, problem: Problem, mode: str) -> Callable[[], object]:
-    return lambda: _outputs_and_gradients(run, problem, backward=mode == BOTH)
+    return lambda: outputs_and_gradients(run, problem, backward=mode == BOTH)
 
 
-def measure_sequences(session: Session, op: str, problem: SequenceProblem) -> list[Row]:
-    """Rows of every provider of gae or token_rewards, against a copy of as many bytes."""
-    exact = call(op, "reference", problem, problem.rewards.double(), problem.values.double())
-    eager = call(op, "reference", problem, problem.rewards, problem.values)
-    names = ("advantages", "returns") if op == "gae" else ("rewards", "divergence_index")
-
-    def errors_of(made: tuple[Tensor, Tensor]) -> dict[str, float]:
-        pairs = zip(names, made, exact, strict=True)
-        return {name: checking.relative_error(m, e) for name, m, e in pairs}
-
-    eager_errors = errors_of(eager)
-    providers = [p for p in SEQUENCE_PROVIDERS if session.named is None or p.name in session.named]
-    fields: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Callable[[], object]] = {}
-    for provider in providers:
-        reason = provider.refuses(op, problem)
-        fields[provider.name] = {"reason": reason, "version": provider.version()}
-        if reason is not None:
-            continue
-        run = provider.build(op, problem)
-        made = run()
-        packed = provider.packed(made, problem) if isinstance(provider, TorchPadded) else made
-        errors = errors_of(packed)
-        limits = {n: checking.limit(e, torch.float32) for n, e in eager_errors.items()}
-        passed = all(error <= limits[name] for name, error in errors.items())
-        fields[provider.name] |= {
-            "errors": errors,
-            "eager_errors": eager_errors,
-            "passed": passed,
-            "result_mib": sum(t.nbytes for t in made) / _MIB,
-            "reason": None if passed else "an error is more than twice the reference's in float32",
-        }
-        if passed:
-            calls[provider.name] = run
-    times: dict[str, list[float]] = {}
-    if calls:
-        turns = {_ANCHOR: copy(op, problem), **calls}
-        times = time_in_turns(turns, session.device, session.seconds, session.rounds)
-    for name, run in calls.items():
-        fields[name] |= _times(times[name], times[_ANCHOR])
-        rate = BYTES_PER_TOKEN[op] * problem.shape.num_rows / (fields[name]["p50_ms"] * 1e-3)
-        fields[name] |= {
-            "anchor": "copy",
-            "gb_per_s": rate * 1e-9,
-            "kernel_ms": kernel_ms(run, session.device),
-            "peak_extra_mib": peak_extra_bytes(run, session.device) / _MIB,
-        }
-    return [
-        session.write(
-            op=op,
-            provider=name,
-            outputs=list(names),
-            shape=problem.shape.name,
-            num_rows=problem.shape.num_rows,
-            num_sequences=problem.shape.num_sequences,
-            dtype="float32",
-            ignored=0.0,
-            mode=FORWARD,
-            inputs="normal",
-            **found,
-        )
-        for name, found in fields.items()
-    ]
-
-
-def _times(values: Sequence[float], anchor: Sequence[float]) -> dict[str, Any]:
+def timing_fields(values: Sequence[float], anchor: Sequence[float]) -> dict[str, Any]:
+    """The row's fields about times: quantiles, and the ratio to the anchor round by round."""
     p20, p50, p80 = quantiles(values)
     ratio = statistics.median(v / a for v, a in zip(values, anchor, strict=True))
     return {
@@ -267,12 +240,8 @@ def _times(values: Sequence[float], anchor: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _version(provider: Provider, device: torch.device) -> str:
-    return provider.version() if provider.missing(device) is None else ""
-
-
 def _free(device: torch.device) -> None:
-    gc.collect()
+    gc.collect(1)
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -128,8 +128,10 @@ class Problem:
         """Random upstream gradient of an output: 0-d for `loss`, else (N,); the same every time."""
         if name not in self._upstream:
             # Not hash(): it differs from process to process.
-            values = self._normal(1000 + sum(map(ord, name)))
-            self._upstream[name] = values[0].abs() + 0.5 if name == "loss" else values
+            stream = 1000 + sum(map(ord, name))
+            scalar = name == "loss"
+            values = self._normal(stream, () if scalar else (self.shape.num_rows,))
+            self._upstream[name] = values.abs() + 0.5 if scalar else values
         return self._upstream[name]
 
     def scatter(self, values: Tensor) -> Tensor:
@@ -137,9 +139,10 @@ class Problem:
         full = values.new_zeros((self.shape.num_rows, *values.shape[1:]))
         return full.index_copy_(0, self.live, values)
 
-    def _normal(self, stream: int) -> Tensor:
+    def _normal(self, stream: int, size: tuple[int, ...] | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 7919 + stream)
-        return torch.randn(max(1, self.shape.num_rows), generator=generator).to(self.device)
+        size = (self.shape.num_rows,) if size is None else size
+        return torch.randn(size, generator=generator).to(self.device)
 
 
 def normal_problem(

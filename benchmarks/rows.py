@@ -95,7 +95,8 @@ def device_name(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"CPU {found[1].strip() if found else platform.machine()}"
+    name = re.sub(r"\((R|TM)\)", "", found[1]) if found else platform.machine()
+    return f"CPU {' '.join(name.split())}"
 
 
 @cache
@@ -115,7 +116,7 @@ def source_hash(root: Path = ROOT) -> str:
 
 def results_file(device: str, date: str, folder: Path = RESULTS) -> Path:
     """results/<device>-<date>.jsonl"""
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", device).lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return folder / f"{slug}-{date}.jsonl"
 
 

@@ -71,7 +71,8 @@ def _elapsed_s(call: Call, device: torch.device, repeats: int) -> float:
 def kernel_ms(call: Call, device: torch.device, repeats: int = 20) -> float | None:
     """Mean time that the call's kernels run on the GPU, launches and gaps left out.
 
-    None on a CPU. What a short operation costs inside a trainer that queues ahead.
+    What a short operation costs inside a trainer that queues ahead. None on a CPU, and where the
+    profiler sees no kernel.
     """
     if device.type != "cuda":
         return None
@@ -84,7 +85,7 @@ def kernel_ms(call: Call, device: torch.device, repeats: int = 20) -> float | No
             call()
         torch.cuda.synchronize(device)
     total_us = sum(event.self_device_time_total for event in profiler.key_averages())
-    return total_us / repeats * 1e-3
+    return total_us / repeats * 1e-3 if total_us else None
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -101,7 +102,8 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
     On a GPU: the allocator's count. On a CPU: resident memory of the process; free memory goes back
     to the system first, since reusing it would look like using none. Call it once before.
     """
-    gc.collect()
+    # The young generations: a full collection takes half a second beside torch's compiler.
+    gc.collect(1)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

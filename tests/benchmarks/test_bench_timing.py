@@ -1,0 +1,68 @@
+import time
+
+import pytest
+import torch
+
+from benchmarks import timing
+
+
+def test_calls_take_turns_in_an_order_that_rotates(cpu):
+    order = []
+    calls = {name: lambda name=name: (order.append(name), time.sleep(0.002)) for name in "abc"}
+    times = timing.time_in_turns(calls, cpu, seconds=0.0, rounds=(4, 10))
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
+    # Three warm-up calls each come first.
+    assert "".join(order[9:]) == "abc" + "bca" + "cab" + "abc"
+    assert all(value >= 2 for values in times.values() for value in values)
+
+
+def test_rounds_follow_the_time(cpu):
+    calls = {"sleep": lambda: time.sleep(0.005)}
+    times = timing.time_in_turns(calls, cpu, seconds=0.05, rounds=(1, 100))
+    assert 3 <= len(times["sleep"]) <= 10
+    assert len(timing.time_in_turns(calls, cpu, seconds=9.0, rounds=(1, 3))["sleep"]) == 3
+
+
+def test_short_calls_are_repeated_within_a_turn(cpu):
+    count = [0]
+
+    def call():
+        count[0] += 1
+
+    times = timing.time_in_turns({"short": call}, cpu, seconds=0.0, rounds=(2, 2))
+    assert count[0] == 3 + 2 * 50
+    assert all(0 < value < 1 for value in times["short"])
+
+
+def test_quantiles():
+    values = [float(v) for v in range(11)]
+    assert timing.quantiles(values) == (2.0, 5.0, 8.0)
+    assert timing.quantiles([3.0]) == (3.0, 3.0, 3.0)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_peak_memory_of_a_known_allocation(sampled, cpu, monkeypatch):
+    if sampled:
+        monkeypatch.setattr(timing, "_reset_high_water_mark", lambda: False)
+
+    def call():
+        first = torch.ones(48 * 2**20, dtype=torch.uint8)
+        time.sleep(0.02)
+        del first
+        return torch.ones(16 * 2**20, dtype=torch.uint8)
+
+    call()
+    peak = timing.peak_extra_bytes(call, cpu) / 2**20
+    assert 44 < peak < 56
+
+
+def test_peak_memory_counts_the_result(cpu):
+    def call():
+        return torch.ones(32 * 2**20, dtype=torch.uint8)
+
+    call()
+    assert 30 < timing.peak_extra_bytes(call, cpu) / 2**20 < 40
+
+
+def test_no_kernels_on_a_cpu(cpu):
+    assert timing.kernel_ms(lambda: None, cpu) is None
