@@ -46,4 +46,4 @@ type: venv
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info
+	rm -rf $(VENV) build runs *.egg-info kernels/s2srm_kernels/*.so

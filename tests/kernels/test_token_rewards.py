@@ -84,3 +84,9 @@ def test_bad_input(change, message):
     inputs = {"response": response, "signal": signal, "cu_seqlens": CU, **change}
     with pytest.raises(ValueError, match=message):
         token_rewards(**inputs)
+
+
+def test_top_k_beyond_the_dtype_of_the_rank():
+    ids = torch.arange(20)
+    rewards = token_rewards(ids, ids.int(), CU, divergence="rank", top_k=2**31).rewards
+    assert rewards.eq(1).all()

@@ -97,8 +97,9 @@ def gae(
     rewards, values (N,) floating; cu_seqlens (B + 1,) int32 or int64, sequences may be empty;
     bootstrap (B,) floating: the value after each sequence's last row, 0 by default (a sequence that
     ended); gamma and lam in [0, 1]. Nothing is differentiable: the inputs are detached. Float32 at
-    least. A row's result is the same bits in any batch with sequences no longer than its own, and
-    its own alone decides the value.
+    least. A row's value is decided by its own sequence alone. Its bits are too with cpp on the CPU;
+    the reference's depend on the longest sequence, and on CUDA on the row's place in the batch.
+    Every backend gives the same bits for the same call.
 
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or cu_seqlens
     that do not start at 0, ascend and end at N (checked in the operator: one synchronisation on

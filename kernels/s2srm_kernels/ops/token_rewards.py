@@ -62,7 +62,7 @@ def _agree(
 ) -> Tensor:
     if divergence == "argmax":
         return signal == response
-    return signal < top_k if divergence == "rank" else signal <= max_margin
+    return signal.long() < top_k if divergence == "rank" else signal <= max_margin
 
 
 def _fake(response: Tensor, signal: Tensor, cu_seqlens: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
