@@ -23,27 +23,30 @@ Call = Callable[[], object]
 
 _SHORT_S = 1e-3
 _MAX_INNER = 50
+_SLOW, _SLOW_ROUNDS = 5.0, 2
 
 
 def time_in_turns(
     calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: tuple[int, int]
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, the same number of rounds for all.
+    """Milliseconds of each call in each round that it took part in, from the first on.
 
     As many rounds as fit in `seconds`, within `rounds` = (least, most). Each call is warmed up
-    first. A call shorter than a millisecond is repeated within its turn and its mean taken.
+    first. A call shorter than a millisecond is repeated within its turn and its mean taken; one
+    that is far slower than the others and would use up the time takes part in two rounds.
     """
     estimates = {}
     for name, call in calls.items():
         call()
-        call()
         estimates[name] = _elapsed_s(call, device, 1)
     inner = {n: min(_MAX_INNER, max(1, round(_SHORT_S / s))) for n, s in estimates.items()}
-    cost = sum(estimates[name] * inner[name] for name in calls)
+    usual = statistics.median_low(estimates.values())
+    slow = {n for n, s in estimates.items() if s > _SLOW * usual and s * rounds[0] > seconds / 2}
+    cost = sum(estimates[name] * inner[name] for name in calls if name not in slow)
     count = min(rounds[1], max(rounds[0], int(seconds / max(cost, 1e-9))))
-    names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(count):
+        names = [name for name in calls if name not in slow or index < _SLOW_ROUNDS]
         first = index % len(names)
         for name in names[first:] + names[:first]:
             elapsed = _elapsed_s(calls[name], device, inner[name])

@@ -266,3 +266,17 @@ def test_the_anchor_is_gone_before_memory_is_measured(session, cpu, monkeypatch)
     problem = normal_problem(Shape("large", 256, 8, 2**14), torch.float32, cpu)
     rows = measure.measure_vocabulary(session, "linear_cross_entropy", problem, 0.0, [FORWARD])
     assert rows[0].peak_extra_mib > 256 * 2**14 * 4 / 2**20
+
+
+def test_losses_are_timed_as_loss_backward(cpu):
+    problem = normal_problem(SHAPE, torch.float32, cpu)
+    run = Eager().build("linear_cross_entropy", problem)
+    _, checked = measure.outputs_and_gradients(run, problem, backward=True)
+    _, timed = measure.outputs_and_gradients(run, problem, backward=True, checked=False)
+    factor = problem.upstream("loss")
+    assert factor != 1
+    torch.testing.assert_close(timed["weight"] * factor, checked["weight"])
+    run = Eager().build("linear_logprobs", problem)
+    _, checked = measure.outputs_and_gradients(run, problem, backward=True)
+    _, timed = measure.outputs_and_gradients(run, problem, backward=True, checked=False)
+    torch.testing.assert_close(timed["weight"], checked["weight"])
