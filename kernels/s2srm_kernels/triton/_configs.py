@@ -14,6 +14,8 @@ import torch
 INTERPRETER = "interpreter"
 # Families whose copies go through tensor descriptors (TMA) where strides and addresses allow it.
 DESCRIPTOR_FAMILIES = {"sm_90", "sm_100"}
+# Triton 3.9 fails on the tensor memory's layouts in these.
+_POINTERS_ONLY = {("stored_statistics", "sm_100")}
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Tile:
     """Shape of a tile of logits and how to launch its kernel.
 
     parts: pieces in which the statistics take a tile, so that the registers hold them. group: row
-    blocks that walk over the same columns at the same time. waves: programs per multiprocessor.
+    blocks that walk over the same columns at the same time. descriptors: copies of 16-bit blocks go
+    through tensor descriptors.
     """
 
     block_m: int
@@ -31,7 +34,7 @@ class Tile:
     num_warps: int
     num_stages: int
     group: int = 8
-    waves: int = 1
+    descriptors: bool = False
 
 
 def family_of(capability: tuple[int, int]) -> str:
@@ -41,10 +44,13 @@ def family_of(capability: tuple[int, int]) -> str:
         raise ValueError(
             f"impl='triton' needs a GPU of compute capability 8.0 or later, got {major}.{minor}"
         )
-    if major == 8:
-        return "sm_80" if minor in (0, 7) else "sm_86"
-    # Consumer chips of later generations (12.x) have the shared memory of 8.6 and no TMA multicast.
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_86")
+    # Consumer chips of later generations (12.x) have the matrix instructions of 8.x.
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
+
+
+def has_descriptors(kernel: str, family: str) -> bool:
+    """Whether the kernel takes tensor descriptors there."""
+    return family in DESCRIPTOR_FAMILIES and (kernel, family) not in _POINTERS_ONLY
 
 
 def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool) -> Tile:
@@ -53,19 +59,19 @@ def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool)
     block_k, which fixes the order of summation, depends on family and dtype alone.
     """
     if family == INTERPRETER:
-        return Tile(64, 128, 32, 2, 4, 1, group=2)
+        return Tile(64, 128, 32, 2, 4, 1, group=2, descriptors=descriptors)
     if dtype == torch.float64:
-        return Tile(64, 64, 16, 1, 4, 2)
+        return Tile(64, 64, 16, 4, 8, 2)
     if dtype == torch.float32:
-        return Tile(64, 64, 32, 1, 4, 2)
+        return Tile(64, 64, 16, 1, 8, 2)
     if family == "sm_80":
-        return Tile(128, 128, 64, 2, 8, 3, waves=1)
-    if family == "sm_86":
-        return Tile(128, 128, 32, 2, 8, 3, waves=1)
+        return Tile(128, 128, 32, 2, 8, 4)
+    stored = kernel == "stored_statistics"
     if not descriptors:
-        return Tile(128, 128, 64, 2, 8, 3)
-    stages = 4 if kernel == "statistics" else 3
-    return Tile(128, 256, 64, 4, 8, stages)
+        parts = 4 if stored or family == "sm_90" else 2
+        return Tile(128, 128, 64, parts, 8, 3)
+    parts = 8 if stored else 4
+    return Tile(128, 256, 64, parts, 8, 3, descriptors=True)
 
 
 def product_tile(family: str, dtype: torch.dtype) -> Tile:
@@ -74,7 +80,7 @@ def product_tile(family: str, dtype: torch.dtype) -> Tile:
         return Tile(128, 64, 128, 1, 4, 1)
     if dtype in (torch.float32, torch.float64):
         return Tile(64, 64, 16, 1, 4, 2)
-    return Tile(128, 128, 64 if family != "sm_86" else 32, 1, 8, 3)
+    return Tile(128, 128, 32 if family == "sm_80" else 64, 1, 8, 3)
 
 
 def split_columns(num_columns: int) -> int:

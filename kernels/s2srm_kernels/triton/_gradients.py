@@ -10,15 +10,16 @@ rounded once, to the dtype of the inputs, and goes into the products from there.
 stored, e^(z - reference), into dz in place. Neither has an atomic.
 """
 
+# "fp64": Triton would round the argument to float32 before a float64 kernel sees it.
+# ruff: noqa: F821
 # A kernel is written in Triton's language, which a checker of Python does not know.
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
 import triton
 import triton.language as tl
 
 from s2srm_kernels.triton._tiles import (
-    DOUBLE,
     FLOOR,
     dot_tile,
     exp,
@@ -90,8 +91,8 @@ def logit_gradients_kernel(
     weight_stride_d,
     live_stride,
     gradients_stride,
-    softcap: DOUBLE,
-    temperature: DOUBLE,
+    softcap: "fp64",
+    temperature: "fp64",
     ACCUMULATOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -154,7 +155,7 @@ def logit_gradients_kernel(
                 part_columns = first_column + i * width + tl.arange(0, width)
                 bounded = part_columns if EVEN_N else tl.minimum(part_columns, num_columns - 1)
                 z = finish_logits(
-                    parts[i], bias, bounded, softcap, temperature, HAS_BIAS, CAPPED, SCALED
+                    parts[i], bias, bounded, softcap, temperature, HAS_BIAS, CAPPED, SCALED, FAST
                 )
                 of_row = coefficients + within
                 logp = z - tl.load(of_row)[:, None]
@@ -172,13 +173,16 @@ def logit_gradients_kernel(
                     HAS_CONSTANT,
                     CAPPED,
                 )
-                place = gradients + rows.to(tl.int64)[:, None] * gradients_stride
-                mask = live[:, None]
-                if not EVEN_N:
-                    mask = mask & (part_columns < num_columns)[None, :]
-                tl.store(
-                    place + part_columns[None, :], dz.to(gradients.dtype.element_ty), mask=mask
-                )
+                if TMA:
+                    dz = dz.to(gradients.dtype)
+                    gradients.store([first_row, first_column + i * width], dz)
+                else:
+                    place = gradients + rows.to(tl.int64)[:, None] * gradients_stride
+                    mask = live[:, None]
+                    if not EVEN_N:
+                        mask = mask & (part_columns < num_columns)[None, :]
+                    dz = dz.to(gradients.dtype.element_ty)
+                    tl.store(place + part_columns[None, :], dz, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -190,8 +194,8 @@ def stored_gradients_kernel(
     num_rows,
     num_columns,
     stored_stride,
-    softcap: DOUBLE,
-    temperature: DOUBLE,
+    softcap: "fp64",
+    temperature: "fp64",
     ACCUMULATOR: tl.constexpr,
     CAPPED: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,

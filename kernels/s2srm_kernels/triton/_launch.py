@@ -17,6 +17,7 @@ from torch import Tensor
 
 from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
 from s2srm_kernels.triton import _configs
+from s2srm_kernels.triton._configs import Tile
 from s2srm_kernels.triton._gradients import logit_gradients_kernel, stored_gradients_kernel
 from s2srm_kernels.triton._problem import OPTIONS, Problem
 from s2srm_kernels.triton._products import live_product_kernel
@@ -79,13 +80,25 @@ def storage_stride(num_columns: int) -> int:
     return -(-num_columns // SKIP_COLUMNS) * SKIP_COLUMNS
 
 
+def target_parts(tile: Tile) -> int:
+    """Pieces of the tile of targets: a bit is the same in any number of them."""
+    return max(tile.parts, 2)
+
+
 def target_logits(problem: Problem) -> Tensor:
     """(R,) logits at the targets, -inf where another rank owns the target."""
     logits = problem.empty(problem.num_rows)
     tile = problem.tile("statistics")
     operands = problem.operands(tile, slice(None), slice(None), pointers=True)
     grid = (-(-problem.num_rows // tile.block_m), -(-tile.block_m // tile.block_n))
-    _start(target_logits_kernel, grid, columns=problem.columns, logits=logits, **operands)
+    _start(
+        target_logits_kernel,
+        grid,
+        columns=problem.columns,
+        logits=logits,
+        PARTS=target_parts(tile),
+        **operands,
+    )
     return logits
 
 
@@ -115,7 +128,9 @@ def statistics(
         target_logits=targets,
         partial=partial,
         tile_lse=partial if tile_lse is None else tile_lse,
-        exponentials=problem.hidden if storage is None else storage.exponentials,
+        exponentials=problem.hidden
+        if storage is None
+        else problem.target(storage.exponentials, tile),
         references=partial if storage is None else storage.references,
         num_columns=num_columns,
         num_row_blocks=num_row_blocks,
@@ -126,7 +141,7 @@ def statistics(
         COUNT=count,
         TILE_LSE=tile_lse is not None,
         STORE=storage is not None,
-        HEADROOM=0.0 if storage is None else storage.headroom,
+        HEADROOM=None if storage is None else storage.headroom,
         STORE_SCALE=1.0 if storage is None else storage.scale,
         **schedule,
         **problem.operands(tile, rows, slice(None)),
@@ -197,7 +212,7 @@ def logit_gradients(
         grid,
         columns=problem.columns,
         live_blocks=blocks,
-        gradients=gradients,
+        gradients=problem.target(gradients, tile),
         num_columns=num_columns,
         first_column_id=columns.start,
         num_row_blocks=num_row_blocks,

@@ -41,9 +41,7 @@ class Problem:
         self.programs = programs_on(self.hidden.device)
         self.accumulator = _ACCUMULATORS[head.dtype]
         self.lowest = torch.finfo(head.dtype).min
-        self.has_descriptors = self.family in _configs.DESCRIPTOR_FAMILIES and all(
-            fits_descriptor(t) for t in (self.hidden, self.weight)
-        )
+        self.aligned = all(fits_descriptor(t) for t in (self.hidden, self.weight))
 
     @property
     def num_rows(self) -> int:
@@ -65,7 +63,8 @@ class Problem:
 
     def tile(self, kernel: str) -> Tile:
         """The kernel's tile."""
-        return _configs.logits_tile(kernel, self.family, self.hidden.dtype, self.has_descriptors)
+        descriptors = self.aligned and _configs.has_descriptors(kernel, self.family)
+        return _configs.logits_tile(kernel, self.family, self.hidden.dtype, descriptors)
 
     def operands(
         self, tile: Tile, rows: slice, columns: slice, pointers: bool = False
@@ -73,7 +72,7 @@ class Problem:
         """hidden, weight and bias of some rows and columns, with their strides and options."""
         head, hidden, weight = self.head, self.hidden[rows], self.weight[columns]
         bias = hidden if self.bias is None else self.bias[columns]
-        descriptors = self.has_descriptors and not pointers
+        descriptors = tile.descriptors and not pointers
         shared = {
             "bias": bias,
             "num_rows": hidden.shape[0],
@@ -87,6 +86,7 @@ class Problem:
             "HAS_BIAS": self.bias is not None,
             "CAPPED": head.softcap is not None,
             "SCALED": head.temperature != 1.0,
+            "FAST": hidden.dtype.itemsize == 2,
             "EVEN_K": hidden.shape[1] % tile.block_k == 0,
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
@@ -103,15 +103,20 @@ class Problem:
             **shared,
         }
 
+    def target(self, matrix: Tensor, tile: Tile) -> Tensor | TensorDescriptor:
+        """What a kernel stores parts of its tiles through."""
+        if not tile.descriptors:
+            return matrix
+        return descriptor(matrix, tile.block_m, tile.block_n // tile.parts)
+
     def schedule(self, tile: Tile, num_columns: int) -> dict[str, Any]:
         """Constants of a kernel with a persistent grid."""
         return {
-            "TMA": self.has_descriptors,
-            "FAST": self.hidden.dtype.itemsize == 2,
+            "TMA": tile.descriptors,
             "EVEN_N": num_columns % tile.block_n == 0,
             "PARTS": tile.parts,
             "GROUP": tile.group,
-            "NUM_PROGRAMS": self.programs * tile.waves,
+            "NUM_PROGRAMS": self.programs,
         }
 
 

@@ -7,16 +7,16 @@ splits in their order: no atomics, and nothing depends on the number of rows.
 Left out: splits chosen by the number of rows, which would give a row other bits in another batch.
 """
 
+# "fp64": Triton would round the argument to float32 before a float64 kernel sees it.
+# ruff: noqa: F821
 # A kernel is written in Triton's language, which a checker of Python does not know.
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
 import triton
 import triton.language as tl
 
 from s2srm_kernels.triton._tiles import (
-    DOUBLE,
-    FLOOR,
     combine,
     dot_tile,
     exp,
@@ -42,16 +42,18 @@ def target_logits_kernel(
     hidden_stride,
     weight_stride_v,
     weight_stride_d,
-    softcap: DOUBLE,
-    temperature: DOUBLE,
+    softcap: "fp64",
+    temperature: "fp64",
     ACCUMULATOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CAPPED: tl.constexpr,
     SCALED: tl.constexpr,
+    FAST: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """The diagonal of a tile whose columns are the rows' own targets; -inf where not owned."""
     first_row = tl.program_id(0) * BLOCK_M
@@ -61,7 +63,7 @@ def target_logits_kernel(
     diagonal = (part + tl.arange(0, BLOCK_N)) % BLOCK_M
     owners = tl.minimum(first_row + diagonal, num_rows - 1)
     targets = tl.maximum(tl.load(columns + owners), 0)
-    z = dot_tile(
+    products = dot_tile(
         hidden,
         weight,
         0,
@@ -79,9 +81,19 @@ def target_logits_kernel(
         BLOCK_N,
         BLOCK_K,
     )
-    z = finish_logits(z, bias, targets, softcap, temperature, HAS_BIAS, CAPPED, SCALED)
+    parts = split_tile(products, BLOCK_M, BLOCK_N, PARTS)
+    width: tl.constexpr = BLOCK_N // PARTS
     own = tl.arange(0, BLOCK_M)
-    found = tl.max(tl.where(own[:, None] == diagonal[None, :], z, float("-inf")), axis=1)
+    found = tl.full((BLOCK_M,), float("-inf"), ACCUMULATOR)
+    for i in tl.static_range(PARTS):
+        diagonal = (part + i * width + tl.arange(0, width)) % BLOCK_M
+        owners = tl.minimum(first_row + diagonal, num_rows - 1)
+        targets = tl.maximum(tl.load(columns + owners), 0)
+        z = finish_logits(
+            parts[i], bias, targets, softcap, temperature, HAS_BIAS, CAPPED, SCALED, FAST
+        )
+        z = tl.where(own[:, None] == diagonal[None, :], z, float("-inf"))
+        found = tl.maximum(found, tl.max(z, axis=1))
     here = (own >= part) & (own < part + BLOCK_N) & (rows < num_rows)
     owned = tl.load(columns + rows, mask=here, other=-1) >= 0
     tl.store(logits + rows, tl.where(owned, found, float("-inf")), mask=here)
@@ -107,9 +119,9 @@ def statistics_kernel(
     weight_stride_v,
     weight_stride_d,
     exponentials_stride,
-    softcap: DOUBLE,
-    temperature: DOUBLE,
-    lowest: DOUBLE,
+    softcap: "fp64",
+    temperature: "fp64",
+    lowest: "fp64",
     ACCUMULATOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -179,52 +191,77 @@ def statistics_kernel(
                 tile_maximum, tile_sum = floor, tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
             for i in tl.static_range(PARTS):
                 first = first_column + i * width
-                part_columns = first + tl.arange(0, width)
-                bounded = part_columns if EVEN_N else tl.minimum(part_columns, num_columns - 1)
-                z = finish_logits(
-                    parts[i], bias, bounded, softcap, temperature, HAS_BIAS, CAPPED, SCALED
-                )
-                if not EVEN_N:
-                    z = tl.where((part_columns < num_columns)[None, :], z, float("-inf"))
-                if COUNT:
-                    threshold = tl.load(target_logits + within)
-                    above += tl.sum((z > threshold[:, None]).to(tl.int32), axis=1)
-                top, others, part_weighted, part_shift, part_argmax = part_statistics(
-                    z, part_columns, floor, num_columns, not EVEN_N, HAS_BIAS or not EVEN_N, FAST
-                )
-                if TILE_LSE:
-                    bigger = tl.maximum(tile_maximum, top)
-                    tile_sum = tile_sum * exp(tl.maximum(tile_maximum - bigger, FLOOR), False)
-                    tile_sum += (1 + others) * exp(tl.maximum(top - bigger, FLOOR), False)
-                    tile_maximum = bigger
-                if STORE:
-                    reference = tl.load(target_logits + within)
-                    reference = tl.where(top - reference <= HEADROOM, reference, top)
-                    place = references + (first // width).to(tl.int64) * num_rows + rows
-                    # A part may lie behind the last column.
-                    there = rows < tl.where(first < num_columns, num_rows, 0)
-                    tl.store(place, reference, mask=there)
-                    scaled = exp(z - reference[:, None], FAST) * STORE_SCALE
-                    place = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride
-                    tl.store(
-                        place + part_columns[None, :],
-                        scaled.to(exponentials.dtype.element_ty),
-                        mask=live[:, None] & (part_columns < num_columns)[None, :],
+                # Always so where V fills the tiles: but as a branch it keeps the compiler from mixing
+                # the parts, which would take more registers than there are.
+                if first < num_columns:
+                    part_columns = tl.arange(0, width)
+                    remaining = num_columns - first
+                    if not EVEN_N:
+                        bounded = first + tl.minimum(part_columns, remaining - 1)
+                    else:
+                        bounded = first + part_columns
+                    z = finish_logits(
+                        parts[i],
+                        bias,
+                        bounded,
+                        softcap,
+                        temperature,
+                        HAS_BIAS,
+                        CAPPED,
+                        SCALED,
+                        FAST,
                     )
-                maximum, rest, weighted, sum_shift, argmax = combine(
-                    maximum,
-                    rest,
-                    weighted,
-                    sum_shift,
-                    argmax,
-                    first - start,
-                    top,
-                    others,
-                    part_weighted,
-                    part_shift,
-                    part_argmax,
-                    tl.maximum(tl.minimum(num_columns - first, width), 0),
-                )
+                    if not EVEN_N:
+                        z = tl.where((part_columns < remaining)[None, :], z, float("-inf"))
+                    if COUNT:
+                        threshold = tl.load(target_logits + within)
+                        above += tl.sum((z > threshold[:, None]).to(tl.int32), axis=1)
+                    reference = floor
+                    if STORE:
+                        reference = tl.load(target_logits + within)
+                    top, others, part_weighted, part_shift, part_argmax, reference, stored = (
+                        part_statistics(
+                            z,
+                            part_columns,
+                            floor,
+                            reference,
+                            remaining,
+                            HEADROOM,
+                            not EVEN_N,
+                            HAS_BIAS or not EVEN_N,
+                            FAST,
+                        )
+                    )
+                    if TILE_LSE:
+                        bigger = tl.maximum(tile_maximum, top)
+                        tile_sum = tile_sum * exp(tile_maximum - bigger, False)
+                        tile_sum += (1 + others) * exp(top - bigger, False)
+                        tile_maximum = bigger
+                    if STORE:
+                        scaled = stored * STORE_SCALE
+                        place = references + (first // width).to(tl.int64) * num_rows + rows
+                        tl.store(place, reference, mask=live)
+                        if TMA:
+                            exponentials.store([first_row, first], scaled.to(exponentials.dtype))
+                        else:
+                            place = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride
+                            place += first + part_columns[None, :]
+                            mask = live[:, None] & (part_columns < remaining)[None, :]
+                            tl.store(place, scaled.to(exponentials.dtype.element_ty), mask=mask)
+                    maximum, rest, weighted, sum_shift, argmax = combine(
+                        maximum,
+                        rest,
+                        weighted,
+                        sum_shift,
+                        argmax,
+                        first - start,
+                        top,
+                        others,
+                        part_weighted,
+                        part_shift,
+                        part_argmax + first,
+                        tl.minimum(remaining, width),
+                    )
             if TILE_LSE:
                 place = tile_lse + (first_column // BLOCK_N).to(tl.int64) * num_rows + rows
                 tl.store(place, tile_maximum + tl.log(tile_sum), mask=live)
@@ -247,7 +284,7 @@ def merge_kernel(
     num_columns,
     num_splits,
     split_columns,
-    lowest: DOUBLE,
+    lowest: "fp64",
     ACCUMULATOR: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):

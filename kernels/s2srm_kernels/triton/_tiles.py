@@ -14,8 +14,6 @@ Left out: libdevice, which the interpreter does not know. tanh is written with e
 import triton
 import triton.language as tl
 
-# Type of an argument that Triton would round to float32 before a float64 kernel sees it.
-DOUBLE = "fp64"
 # exp(-1000) is 0, and 0 * -1000 is 0 where 0 * -inf would be NaN: a logit of -inf has no mass.
 FLOOR = tl.constexpr(-1000.0)
 # The interpreter takes bfloat16 for an integer, and its products round by the place in the tile: it
@@ -114,8 +112,13 @@ def exp(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def tanh(x):
-    """Below 0.625 the series of Cephes (tanhf, tanh), above it 1 - 2 / (e^2|x| + 1)."""
+def tanh(x, FAST: tl.constexpr):
+    """1 - 2 / (e^2x + 1), and unless FAST below 0.625 the series of Cephes (tanhf, tanh).
+
+    Near 0 the first has an absolute error of 2^-24, which a softcap of 30 makes 2e-6.
+    """
+    if FAST:
+        return 1 - 2 / (exp(2 * x, True) + 1)
     square = x * x
     if x.dtype == tl.float64:
         top = (-9.64399179425052238628e-1 * square - 9.92877231001918586564e1) * square
@@ -133,6 +136,14 @@ def tanh(x):
 
 
 @triton.jit
+def divide(x, divisor, FAST: tl.constexpr):
+    """x / divisor, a scalar argument; FAST multiplies by its reciprocal."""
+    if FAST:
+        return x * tl.full((1, 1), 1 / divisor, x.dtype)
+    return x / tl.full((1, 1), divisor, x.dtype)
+
+
+@triton.jit
 def finish_logits(
     z,
     bias,
@@ -142,15 +153,15 @@ def finish_logits(
     HAS_BIAS: tl.constexpr,
     CAPPED: tl.constexpr,
     SCALED: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     """Products -> logits: + bias, softcap * tanh(z / softcap), / temperature."""
     if HAS_BIAS:
         z += tl.load(bias + columns).to(z.dtype)[None, :]
     if CAPPED:
-        cap = tl.full((1, 1), softcap, z.dtype)
-        z = cap * tanh(z / cap)
+        z = tl.full((1, 1), softcap, z.dtype) * tanh(divide(z, softcap, FAST), FAST)
     if SCALED:
-        z = z / tl.full((1, 1), temperature, z.dtype)
+        z = divide(z, temperature, FAST)
     return z
 
 
@@ -163,40 +174,70 @@ def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def split_tile(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """The tile in 1, 2 or 4 pieces, left to right."""
+    """The tile in 1, 2, 4 or 8 pieces, left to right."""
     if PARTS == 1:
         parts = (z,)
-    else:
+    elif PARTS == 2:
+        parts = halves(z, ROWS, COLUMNS)
+    elif PARTS == 4:
         left, right = halves(z, ROWS, COLUMNS)
-        if PARTS == 2:
-            parts = (left, right)
-        else:
-            first, second = halves(left, ROWS, COLUMNS // 2)
-            third, fourth = halves(right, ROWS, COLUMNS // 2)
-            parts = (first, second, third, fourth)
+        parts = halves(left, ROWS, COLUMNS // 2) + halves(right, ROWS, COLUMNS // 2)
+    else:
+        tl.static_assert(PARTS == 8)
+        left, right = halves(z, ROWS, COLUMNS)
+        a, b = halves(left, ROWS, COLUMNS // 2)
+        c, d = halves(right, ROWS, COLUMNS // 2)
+        first = halves(a, ROWS, COLUMNS // 4) + halves(b, ROWS, COLUMNS // 4)
+        parts = first + halves(c, ROWS, COLUMNS // 4) + halves(d, ROWS, COLUMNS // 4)
     return parts
 
 
 @triton.jit
 def part_statistics(
-    z, columns, lowest, num_columns, MASKED: tl.constexpr, CLAMPED: tl.constexpr, FAST: tl.constexpr
+    z,
+    columns,
+    lowest,
+    reference,
+    num_columns,
+    HEADROOM: tl.constexpr,
+    MASKED: tl.constexpr,
+    CLAMPED: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    """(max, rest, sum of e (z - max), sum of z - max, argmax) of each row; e = e^(z - max).
+    """Of each row: max, rest, sum of e (z - max), sum of z - max, argmax; reference, exponentials.
 
-    The argmax's own term of the rest, which is 1, is left out. MASKED: columns from num_columns on
-    are not there. CLAMPED: a logit may be -inf.
+    e = e^(z - max); the argmax's own term of the rest, which is 1, is left out. columns count from
+    0; MASKED: those from num_columns on are not there. CLAMPED: a logit may be -inf.
+
+    exponentials are e^(z - reference). HEADROOM None: the reference is the maximum. Otherwise it is
+    what was passed, unless the maximum lies further above it than HEADROOM.
     """
     maximum = tl.maximum(tl.max(z, axis=1), lowest)
     argmax = tl.min(tl.where(z == maximum[:, None], columns[None, :], NO_COLUMN), axis=1)
-    shift = z - maximum[:, None]
+    if HEADROOM is None:
+        reference = maximum
+    else:
+        reference = tl.where(maximum - reference <= HEADROOM, reference, maximum)
+    shift = z - reference[:, None]
     if MASKED:
         sum_shift = tl.sum(tl.where(columns[None, :] < num_columns, shift, 0.0), axis=1)
     else:
         sum_shift = tl.sum(shift, axis=1)
     if CLAMPED:
         shift = tl.maximum(shift, FLOOR)
-    others = tl.where(columns[None, :] == argmax[:, None], 0.0, exp(shift, FAST))
-    return maximum, tl.sum(others, axis=1), tl.sum(others * shift, axis=1), sum_shift, argmax
+    exponentials = exp(shift, FAST)
+    others = tl.where(columns[None, :] == argmax[:, None], 0.0, exponentials)
+    rest = tl.sum(others, axis=1)
+    weighted = tl.sum(others * shift, axis=1)
+    if HEADROOM is not None:
+        # From the reference to the maximum. Where the maximum lies so far below that the scale
+        # would overflow, the part has no mass that a row's sum could feel.
+        offset = reference - maximum
+        scale = exp(tl.minimum(offset, 60.0), False)
+        weighted = scale * (weighted + offset * rest)
+        rest *= scale
+        sum_shift += offset * tl.minimum(num_columns, columns.shape[0])
+    return maximum, rest, weighted, sum_shift, argmax, reference, exponentials
 
 
 @triton.jit
@@ -223,13 +264,15 @@ def combine(
     delta = maximum - merged
     other_delta = other_maximum - merged
     sum_shift = (sum_shift + count * delta) + (other_sum_shift + other_count * other_delta)
+    # One of the two is 0: its scale is 1.
     delta = tl.maximum(delta, FLOOR)
     other_delta = tl.maximum(other_delta, FLOOR)
-    scale = exp(delta, False)
-    other_scale = exp(other_delta, False)
+    decay = exp(delta + other_delta, False)
+    scale = tl.where(above, decay, 1.0)
+    other_scale = tl.where(above, 1.0, decay)
     weighted = scale * (weighted + (rest + 1) * delta)
     weighted += other_scale * (other_weighted + (other_rest + 1) * other_delta)
     # The one of the two maxima that is not the merged one joins the rest.
-    rest = tl.where(above, (rest + 1) * scale + other_rest, rest + (other_rest + 1) * other_scale)
+    rest = tl.where(above, (rest + 1) * decay + other_rest, rest + (other_rest + 1) * decay)
     argmax = tl.where(above, other_argmax, argmax)
     return merged, rest, weighted, sum_shift, argmax

@@ -11,6 +11,7 @@ may or may not have (bias, softcap, ...) each configuration is listed with none 
 # pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ _NAMES = {
     torch.float64: "fp64",
 }
 _INPUTS = ("hidden", "weight", "bias", "exponentials", "stored", "gradients", "left", "right")
+# Written part by part, through a descriptor where the path has them.
+_STORES = ("exponentials", "gradients")
 _SUMS = ("logits", "target_logits", "partial", "tile_lse", "references", "packed", "coefficients")
 _INT32_ARRAYS = ("columns", "live_indices", "live_counts")
 _DOUBLES = ("softcap", "temperature", "lowest")
@@ -96,31 +99,22 @@ def _variants(arch: int, dtype: torch.dtype) -> Iterator[Variant]:
     paths = [False]
     if dtype.itemsize == 2 and family in _configs.DESCRIPTOR_FAMILIES:
         paths.append(True)
-    for descriptors in paths:
-        for full in (False, True):
-            yield from _logit_kernels(arch, family, dtype, descriptors, full)
-    for full in (False, True):
-        tile = _configs.logits_tile("statistics", family, dtype, paths[-1])
-        stored = _configs.logits_tile("stored_statistics", family, dtype, paths[-1])
-        warps, stages = _launch.STORED_WARPS, 1
+    for descriptors, full in itertools.product(paths, (False, True)):
+        yield from _logit_kernels(arch, family, dtype, descriptors, full)
+    stored = [_configs.logits_tile("stored_statistics", family, dtype, path) for path in paths]
+    widths = sorted({tile.block_n // tile.parts for tile in stored})
+    for width, full in itertools.product(widths, (False, True)):
         constexprs = {
             "LOG_STORE_SCALE": 0.0,
             "BLOCK_R": _launch.STORED_ROWS,
-            "WIDTH": stored.block_n // stored.parts,
+            "WIDTH": width,
             "HAS_ENTROPY": full,
             "HAS_CONSTANT": full,
             "CAPPED": full,
         }
-        label = "full" if full else "plain"
-        yield _variant(
-            f"stored_gradients-{label}",
-            stored_gradients_kernel,
-            arch,
-            dtype,
-            constexprs,
-            warps,
-            stages,
-        )
+        name = f"stored_gradients-{width}-" + ("full" if full else "plain")
+        warps = _launch.STORED_WARPS
+        yield _variant(name, stored_gradients_kernel, arch, dtype, constexprs, warps, 1)
     yield _variant(
         "merge", merge_kernel, arch, dtype, {"BLOCK_R": _launch.MERGE_ROWS}, _launch.MERGE_WARPS, 3
     )
@@ -156,9 +150,10 @@ def _logit_kernels(
     }
 
     def tiled(kernel: str) -> tuple[Tile, dict[str, Any]]:
-        tile = _configs.logits_tile(kernel, family, dtype, descriptors)
+        wanted = descriptors and _configs.has_descriptors(kernel, family)
+        tile = _configs.logits_tile(kernel, family, dtype, wanted)
         schedule = {
-            "TMA": descriptors,
+            "TMA": tile.descriptors,
             "FAST": dtype.itemsize == 2,
             "EVEN_N": not full,
             "PARTS": tile.parts,
@@ -169,38 +164,25 @@ def _logit_kernels(
 
     tile, constexprs = tiled("statistics")
     launch = (tile.num_warps, tile.num_stages)
-    if not descriptors or family in _configs.DESCRIPTOR_FAMILIES:
-        target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
-        yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *launch)
+    target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
+    target["PARTS"] = _launch.target_parts(tile)
+    yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *launch)
     counted = {"COUNT": True, "TILE_LSE": full, "STORE": False}
-    stored = {"HEADROOM": 0.0, "STORE_SCALE": 1.0}
-    yield _variant(
-        f"statistics-{label}",
-        statistics_kernel,
-        arch,
-        dtype,
-        constexprs | counted | stored,
-        *launch,
-    )
-    tile, constexprs = tiled("stored_statistics")
-    launch = (tile.num_warps, tile.num_stages)
-    stored = {"COUNT": False, "TILE_LSE": False, "STORE": True}
-    stored |= {"HEADROOM": 60.0, "STORE_SCALE": 1.0}
-    yield _variant(
-        f"stored_statistics-{label}", statistics_kernel, arch, dtype, constexprs | stored, *launch
-    )
+    constexprs |= counted | {"HEADROOM": None, "STORE_SCALE": 1.0}
+    yield _variant(f"statistics-{label}", statistics_kernel, arch, dtype, constexprs, *launch)
+    if _configs.has_descriptors("stored_statistics", family) or not descriptors:
+        tile, constexprs = tiled("stored_statistics")
+        launch = (tile.num_warps, tile.num_stages)
+        constexprs |= {"COUNT": False, "TILE_LSE": False, "STORE": True}
+        constexprs |= {"HEADROOM": 60.0, "STORE_SCALE": 1.0}
+        name = f"stored_statistics-{label}"
+        yield _variant(name, statistics_kernel, arch, dtype, constexprs, *launch)
     tile, constexprs = tiled("gradients")
     launch = (tile.num_warps, tile.num_stages)
     terms = {"HAS_ENTROPY": full, "HAS_CONSTANT": full, "HAS_LIVE": full}
     terms |= {"SKIP_ROWS": SKIP_ROWS, "SKIP_COLUMNS": SKIP_COLUMNS}
-    yield _variant(
-        f"logit_gradients-{label}",
-        logit_gradients_kernel,
-        arch,
-        dtype,
-        constexprs | terms,
-        *launch,
-    )
+    name = f"logit_gradients-{label}"
+    yield _variant(name, logit_gradients_kernel, arch, dtype, constexprs | terms, *launch)
 
 
 def _blocks(tile: Tile) -> dict[str, int]:
@@ -235,6 +217,10 @@ def _variant(
         if argument in ("hidden", "weight") and constexprs.get("TMA"):
             rows = constexprs["BLOCK_M" if argument == "hidden" else "BLOCK_N"]
             signature[argument] = f"tensordesc<{short}[{rows}, {constexprs['BLOCK_K']}]>"
+            continue
+        if argument in _STORES and constexprs.get("TMA") and constexprs.get("STORE", True):
+            width = constexprs["BLOCK_N"] // constexprs["PARTS"]
+            signature[argument] = f"tensordesc<{short}[{constexprs['BLOCK_M']}, {width}]>"
             continue
         if argument in _INPUTS:
             signature[argument] = f"*{short}"
