@@ -1,7 +1,13 @@
 // The operators s2srm::cpu_*: what s2srm_kernels.cpp.engine calls. They write into tensors that the
 // engine allocates, check what could lead to an access out of bounds, and leave the rest to it.
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
 #include <optional>
+#include <string>
 
 #include "../checks.h"
 #include "vocabulary.h"
@@ -10,6 +16,8 @@ namespace s2srm::cpu {
 namespace {
 
 using Optional = std::optional<Tensor>;
+
+constexpr int64_t kRowPadding = 16;  // no vector of rows is longer
 
 void check(bool holds, const char* what) {
   if (!holds) fail("s2srm cpu operator: ", what);
@@ -35,6 +43,23 @@ T* data(const Optional& tensor, int64_t size, const char* what) {
   constexpr ScalarType type = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
   check(tensor->scalar_type() == type && tensor->is_contiguous() && tensor->numel() == size, what);
   return static_cast<T*>(tensor->data_ptr());
+}
+
+// Asks for huge pages below a large tensor that is about to be written for the first time: page
+// faults of 4 KiB cost up to a fifth of the products that fill it. [measured]
+void prefer_huge_pages(const Optional& tensor) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 2 << 20;
+  if (!tensor || tensor->dim() != 2) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor->data_ptr());
+  const int64_t size = is_double(*tensor) ? 8 : element_of(*tensor) == Element::kCompute ? 4 : 2;
+  const int64_t bytes = tensor->size(0) * tensor->stride(0) * size;
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
+  // Advice: where the system does not take it, nothing is lost.
+  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)tensor;
+#endif
 }
 
 template <class T>
@@ -71,6 +96,20 @@ Head<T> make_head(const Tensor& hidden, const Tensor& rows, const Tensor& weight
   return head;
 }
 
+// The best kernels that the processor runs, or those that S2SRM_CPU_KERNELS names.
+template <class T>
+const TileKernels<T>& chosen_kernels() {
+  static const TileKernels<T>* const chosen = [] {
+    const char* name = std::getenv("S2SRM_CPU_KERNELS");
+    const TileKernels<T>* kernels = tile_kernels<T>(name);
+    if (kernels == nullptr)
+      fail("S2SRM_CPU_KERNELS must be avx512, avx2 or baseline and run on this processor, got ",
+           name);
+    return kernels;
+  }();
+  return *chosen;
+}
+
 // Calls run with a Head of the compute type of hidden's dtype.
 template <class Run>
 void with_head(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
@@ -78,10 +117,10 @@ void with_head(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
                const Run& run) {
   if (is_double(hidden))
     run(make_head<double>(hidden, rows, weight, bias, target, softcap, temperature),
-        *tile_kernels<double>());
+        chosen_kernels<double>());
   else
     run(make_head<float>(hidden, rows, weight, bias, target, softcap, temperature),
-        *tile_kernels<float>());
+        chosen_kernels<float>());
 }
 
 void run_target_logits(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
@@ -98,8 +137,9 @@ T* logits_data(const Optional& logits, int64_t num_rows) {
   if (!logits) return nullptr;
   constexpr ScalarType type = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
   check(logits->scalar_type() == type && logits->dim() == 2 && has_rows(*logits) &&
-            logits->size(1) >= num_rows && logits->stride(0) >= num_rows,
-        "logits must be (columns, >= R)");
+            logits->size(1) >= ceil_div(num_rows, kRowPadding) * kRowPadding &&
+            logits->stride(0) >= logits->size(1),
+        "logits must be (columns, R rounded up to a multiple of 16)");
   return static_cast<T*>(logits->data_ptr());
 }
 
@@ -112,6 +152,7 @@ void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weig
               const int64_t n = head.num_rows;
               const int64_t tiles = ceil_div(head.num_columns, kTileColumns);
               check(!logits || logits->size(0) == head.num_columns, "logits must have V rows");
+              prefer_huge_pages(logits);
               statistics(head, kernels, data<T>(at_target, n, "target_logits must be (R,)"),
                          data<T>(packed, n * kPackedStatistics, "packed must be (R, 7)"),
                          data<T>(tile_lse, n * tiles, "tile_lse must be (R, T)"),
@@ -159,10 +200,25 @@ void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weigh
               out.bias = data<T>(d_bias, head.num_columns, "d_bias must be (V,)");
               out.accumulate = accumulate;
               check(!stored || logits.size(0) == head.num_columns, "logits must have V rows");
+              prefer_huge_pages(d_weight);
               const auto inputs = make_coefficients(coefficients, given, num_total, live, head);
               gradients(head, kernels, inputs, logits_data<T>(logits, head.num_rows),
                         logits.stride(0), stored ? kStoredSpan : logits.size(0), stored, out);
             });
+}
+
+// exp or tanh as the kernels compute them, for their test.
+void run_elementwise(const Tensor& x, const std::string& function, Tensor& out) {
+  const int64_t count = x.numel();
+  check(function == "exp" || function == "tanh", "function must be exp or tanh");
+  const auto run = [&]<class T>(const TileKernels<T>& kernels) {
+    (function == "exp" ? kernels.exp : kernels.tanh)(count, data<T>(x, count, "x must be contiguous"),
+                                                     data<T>(out, count, "out must be like x"));
+  };
+  if (is_double(x))
+    run(chosen_kernels<double>());
+  else
+    run(chosen_kernels<float>());
 }
 
 }  // namespace
@@ -181,10 +237,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
         ", Tensor coefficients, int given, int num_total, Tensor? live, Tensor(a!) logits,"
         " bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
         " Tensor(d!)? d_bias) -> ()");
+  m.def("cpu_elementwise(Tensor x, str function, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(s2srm, CPU, m) {
   m.impl("cpu_target_logits", TORCH_BOX(&s2srm::cpu::run_target_logits));
   m.impl("cpu_statistics", TORCH_BOX(&s2srm::cpu::run_statistics));
   m.impl("cpu_gradients", TORCH_BOX(&s2srm::cpu::run_gradients));
+  m.impl("cpu_elementwise", TORCH_BOX(&s2srm::cpu::run_elementwise));
 }

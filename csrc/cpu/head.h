@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "tiles.h"
 
@@ -36,6 +37,13 @@ struct Head {
   T softcap;             // 0: none
   T temperature;
 
+  int64_t element_size() const { return element == Element::kCompute ? sizeof(T) : 2; }
+  const char* weight_at(int64_t column, int64_t k) const {
+    return static_cast<const char*>(weight) + (column * weight_stride + k) * element_size();
+  }
+  const char* hidden_at(int64_t row, int64_t k) const {
+    return static_cast<const char*>(hidden) + (row * hidden_stride + k) * element_size();
+  }
   bool plain() const { return bias == nullptr && softcap == 0 && temperature == 1; }
 };
 
@@ -177,6 +185,16 @@ class LogitTile {
     return z_.get() + panel * kTileColumns * kernels.panel;
   }
 
+  // z of the first num_rows rows -> out[column * stride + row].
+  template <class Wanted>
+  void store(const TileKernels<T>& kernels, int64_t num_rows, int64_t columns,
+             const Wanted& wanted, T* out, int64_t stride) const {
+    for (int64_t r = 0; r < num_rows; r += kernels.panel)
+      if (wanted(r / kernels.panel))
+        kernels.copy_far(columns, std::min(kernels.panel, num_rows - r),
+                         z(kernels, r / kernels.panel), kernels.panel, out + r, stride);
+  }
+
   // Logits of `panels` panels from `first_panel` on and `columns` columns from `first_column` on;
   // panels that `wanted(panel of the task)` refuses are left as they are.
   template <class Wanted>
@@ -188,10 +206,13 @@ class LogitTile {
       const int64_t depth = std::min(kDepth, head.width - k);
       int64_t stride = head.weight_stride;
       const T* weight = block(head, first_column, columns, k, depth, stride);
+      Ahead ahead = next_block(head, first_column, columns, k + kDepth);
+      ahead.spread(panels * (columns / kernels.block_rows));
       for (int64_t p = 0; p < panels; ++p)
         if (wanted(p))
           kernels.product(columns, depth, hidden.vectors(first_panel + p), weight, stride,
-                          hidden.at(first_panel + p, k), z(kernels, p), kernels.panel, k > 0);
+                          hidden.at(first_panel + p, k), z(kernels, p), kernels.panel, k > 0,
+                          ahead);
       k += kDepth;
     } while (k < head.width);
     if (head.plain()) return;
@@ -204,6 +225,19 @@ class LogitTile {
   }
 
  private:
+  // The rest of the tile's weight, or the beginning of the next tile's.
+  static Ahead next_block(const Head<T>& head, int64_t first_column, int64_t columns, int64_t k) {
+    if (k >= head.width) {
+      k = 0;
+      first_column += columns;
+    }
+    Ahead ahead;
+    ahead.add(head.weight_at(first_column, k), head.weight_stride * head.element_size(),
+              std::min(columns, head.num_columns - first_column),
+              std::min(kDepth, head.width - k) * head.element_size());
+    return ahead;
+  }
+
   // The weight's own memory where it is of type T, a converted copy where it is not.
   const T* block(const Head<T>& head, int64_t first_column, int64_t columns, int64_t k,
                  int64_t depth, int64_t& stride) {

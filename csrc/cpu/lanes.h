@@ -1,8 +1,13 @@
 // Vectors of float and double in GCC's and Clang's vector extension, and exp and tanh on them.
 //
-// Included inside a namespace of its own by every tiles_*.cpp, after that file has defined kBytes,
-// the size of a vector, and fused(a, b, c) = a * b + c for the vectors of both types. So nothing
-// here is shared between files that are compiled for different instruction sets.
+// Included inside a namespace of its own by every tiles_*.cpp, so that nothing here is shared between
+// files that are compiled for different instruction sets. That file has defined kBytes, the size of
+// a vector, and for the vectors of both types
+//
+//     fused(a, b, c)      a * b + c
+//     larger(a, b)        a > b ? a : b, so b where one of them is NaN
+//     scaled(p, n)        p * 2^n, n whole; only where kScales says that there is an instruction
+//     stream(p, v)        a store past the caches; stream_fence() ends a series of them
 
 template <class T>
 struct LanesOf {
@@ -28,14 +33,10 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};  // x + 0 would be an addition: -0 + 0 is not -0
 }
 
-// A NaN in x fails the comparison and stays.
+// A NaN in x stays.
 template <class T>
 inline Vec<T> at_least(Vec<T> x, T low) {
-  return x < low ? splat<T>(low) : x;
-}
-template <class T>
-inline Vec<T> at_most(Vec<T> x, T high) {
-  return x > high ? splat<T>(high) : x;
+  return larger(splat<T>(low), x);
 }
 
 template <class T>
@@ -45,7 +46,7 @@ struct Exp;
 // first term left out is below 2^-57.
 template <>
 struct Exp<float> {
-  static constexpr float low = -104.5f, high = 89.0f, log2e = 1.44269504088896341f;
+  static constexpr float low = -104.5f, log2e = 1.44269504088896341f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
   static constexpr uint32_t bias = 127;
@@ -55,7 +56,7 @@ struct Exp<float> {
 };
 template <>
 struct Exp<double> {
-  static constexpr double low = -746.0, high = 710.0, log2e = 1.4426950408889634074;
+  static constexpr double low = -746.0, log2e = 1.4426950408889634074;
   static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr uint64_t bias = 1023;
@@ -67,12 +68,12 @@ struct Exp<double> {
 };
 
 // e^x with an error of about one unit in the last place, results below the normal range included;
-// exactly 1 for 0, 0 for -inf, inf for +inf, NaN for NaN.
+// exactly 1 for 0, 0 for -inf, NaN for NaN. x must not be much above the largest with a finite e^x.
 template <class T>
 inline Vec<T> exp_of(Vec<T> x) {
   using C = Exp<T>;
   using Words = typename LanesOf<T>::Words;
-  x = at_most<T>(at_least<T>(x, C::low), C::high);
+  x = at_least<T>(x, C::low);
   const Vec<T> shifted = fused(x, splat<T>(C::log2e), splat<T>(C::magic));
   const Vec<T> n = shifted - C::magic;
   Vec<T> r = fused(n, splat<T>(-C::ln2_high), x);
@@ -80,6 +81,7 @@ inline Vec<T> exp_of(Vec<T> x) {
   Vec<T> q = splat<T>(C::q[0]);
   for (size_t i = 1; i < sizeof(C::q) / sizeof(T); ++i) q = fused(q, r, splat<T>(C::q[i]));
   const Vec<T> p = fused(q * r, r, r) + T(1);
+  if constexpr (kScales) return scaled(p, n);
   // 2^n in two factors: n may lie outside the exponents of a normal number.
   const Words biased = (Words)shifted - (Words)splat<T>(C::magic) + 2 * C::bias;
   const Words half = biased >> 1;
@@ -117,6 +119,8 @@ inline Vec<T> tanh_of(Vec<T> x) {
   const Vec<T> magnitude = x < 0 ? -x : x;
   const Vec<T> squared = x * x;
   const Vec<T> small = fused(Tanh<T>::small(squared) * squared, x, x);
-  const Vec<T> large = T(1) - T(2) / (exp_of<T>(magnitude + magnitude) + T(1));
+  // From 30 on tanh is 1, and e^60 is finite.
+  const Vec<T> bounded = magnitude > T(30) ? splat<T>(30) : magnitude;
+  const Vec<T> large = T(1) - T(2) / (exp_of<T>(bounded + bounded) + T(1));
   return magnitude < T(0.625) ? small : (x < 0 ? -large : large);
 }

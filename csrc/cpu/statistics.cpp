@@ -36,12 +36,6 @@ struct Results {
   int64_t logits_stride;
 };
 
-template <class T>
-void store_panel(const T* z, int64_t panel, int64_t rows, int64_t columns, T* out,
-                 int64_t stride) {
-  for (int64_t c = 0; c < columns; ++c) std::copy_n(z + c * panel, rows, out + c * stride);
-}
-
 // One group of rows, those that `hidden` holds, from first_row on.
 template <class T>
 class Group {
@@ -73,14 +67,21 @@ class Group {
     const int64_t panels = std::min(task_panels, hidden_.num_panels() - first_panel);
     const int64_t begin = segment * segments_.length;
     const int64_t end = std::min(begin + segments_.length, segments_.num_tiles);
+    const auto all = [](int64_t) { return true; };
     for (int64_t t = begin; t < end; ++t) {
       const int64_t column = t * kTileColumns;
       const int64_t columns = std::min(kTileColumns, head_.num_columns - column);
       tile.compute(head_, kernels_, hidden_, first_panel, panels, column, columns,
-                   [](int64_t) { return true; });
+                   all);
       for (int64_t p = 0; p < panels; ++p)
         finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
                      (t - begin) * kTileColumns, state(segment));
+      if (results_.logits != nullptr)
+        tile.store(kernels_, std::min(kTaskRows, hidden_.num_rows() - first_panel * kernels_.panel),
+                   columns, all,
+                   results_.logits + column * results_.logits_stride + first_row_ +
+                       first_panel * kernels_.panel,
+                   results_.logits_stride);
     }
   }
 
@@ -121,10 +122,6 @@ class Group {
         results_.tile_lse[(first + r) * segments_.num_tiles + tile] =
             own[kMax * kernels_.panel + r] + std::log1p(own[kRest * kernels_.panel + r]);
     }
-    if (results_.logits != nullptr)
-      store_panel(z, kernels_.panel, rows, columns,
-                  results_.logits + column * results_.logits_stride + first,
-                  results_.logits_stride);
   }
 
   const Head<T>& head_;
@@ -142,6 +139,7 @@ template <class T>
 void target_products(const Head<T>& head, const TileKernels<T>& kernels, int64_t row, T* hidden,
                      T* weight, T* z) {
   int64_t k = 0;
+  Ahead none;
   const int64_t from = head.rows[row] * head.hidden_stride;
   std::fill_n(hidden, kDepth * kernels.panel, T(0));  // of the panel only row 0 is set
   do {
@@ -149,7 +147,7 @@ void target_products(const Head<T>& head, const TileKernels<T>& kernels, int64_t
     read(head.element, head.hidden, from + k, depth, weight);
     for (int64_t i = 0; i < depth; ++i) hidden[i * kernels.panel] = weight[i];
     read(head.element, head.weight, head.target[row] * head.weight_stride + k, depth, weight);
-    kernels.product(1, depth, 1, weight, depth, hidden, z, kernels.panel, k > 0);
+    kernels.product(1, depth, 1, weight, depth, hidden, z, kernels.panel, k > 0, none);
     k += kDepth;
   } while (k < head.width);
 }

@@ -1,96 +1,7 @@
-// The tile kernels of tiles.h on the vectors of lanes.h. Included like lanes.h, after it; the file
-// that includes it has also defined kRows and kVectors, the shape of the block of sums that a
-// product keeps in registers.
+// Statistics and gradients of a tile of logits, and the table of all kernels. Included like lanes.h,
+// after it and product_kernels.h.
 
 constexpr double kFloor = -1000;  // e^kFloor is 0 in float and double; see _statistics.py
-
-template <class T>
-constexpr int64_t kPanel = kVectors * LanesOf<T>::count;
-
-// A block of rows x vectors sums, kept in registers for the whole depth.
-template <class T, int rows, int vectors, bool packed>
-inline void product_block(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
-                          int64_t c_stride, bool accumulate) {
-  constexpr int64_t lanes = LanesOf<T>::count;
-  Vec<T> sums[rows][vectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> right[vectors];
-#pragma GCC unroll 8
-    for (int j = 0; j < vectors; ++j) right[j] = load<T>(b + k * kPanel<T> + j * lanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const Vec<T> left = splat<T>(packed ? a[k * kRows + i] : a[i * a_stride + k]);
-#pragma GCC unroll 8
-      for (int j = 0; j < vectors; ++j) sums[i][j] = fused(left, right[j], sums[i][j]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < vectors; ++j) {
-      T* out = c + i * c_stride + j * lanes;
-      store<T>(out, accumulate ? load<T>(out) + sums[i][j] : sums[i][j]);
-    }
-  }
-}
-
-template <class T, int vectors, bool packed, int rows>
-void product_rest(int64_t rest, int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
-                  int64_t c_stride, bool accumulate) {
-  if constexpr (rows > 0) {
-    if (rest == rows)
-      return product_block<T, rows, vectors, packed>(depth, a, a_stride, b, c, c_stride,
-                                                     accumulate);
-    product_rest<T, vectors, packed, rows - 1>(rest, depth, a, a_stride, b, c, c_stride,
-                                               accumulate);
-  }
-}
-
-template <class T, int vectors, bool packed>
-void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
-                   int64_t c_stride, bool accumulate) {
-  if (packed) a_stride = depth;  // a block of kRows rows takes kRows * depth elements either way
-  int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows)
-    product_block<T, kRows, vectors, packed>(depth, a + i * a_stride, a_stride, b,
-                                             c + i * c_stride, c_stride, accumulate);
-  product_rest<T, vectors, packed, kRows - 1>(rows - i, depth, a + i * a_stride, a_stride, b,
-                                              c + i * c_stride, c_stride, accumulate);
-}
-
-template <class T, bool packed, int candidate = kVectors>
-void product(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
-             const T* b, T* c, int64_t c_stride, bool accumulate) {
-  if constexpr (candidate > 0) {
-    if (vectors == candidate)
-      return product_panel<T, candidate, packed>(rows, depth, a, a_stride, b, c, c_stride,
-                                                 accumulate);
-    product<T, packed, candidate - 1>(rows, depth, vectors, a, a_stride, b, c, c_stride,
-                                      accumulate);
-  }
-}
-
-template <class T>
-void product_packed(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b, T* c,
-                    int64_t c_stride, bool accumulate) {
-  product<T, true>(rows, depth, vectors, a, 0, b, c, c_stride, accumulate);
-}
-
-// Blocks are copied eight elements at a time, one or two moves: what is too much is overwritten by
-// the next k of the block, except behind the last.
-template <class T>
-void pack_transposed(int64_t rows, int64_t depth, const T* a, int64_t a_stride, T* out) {
-  constexpr int64_t step = 8;
-  static_assert(kRows <= step);
-  const int64_t whole = rows < step ? 0 : (rows - step) / kRows * kRows + kRows;
-  for (int64_t k = 0; k < depth; ++k, a += a_stride, out += kRows) {
-    const int64_t fast = k + 1 < depth ? whole : 0;
-    for (int64_t i = 0; i < fast; i += kRows)
-      __builtin_memcpy(out + i * depth, a + i, step * sizeof(T));
-    for (int64_t i = fast; i < rows; ++i)
-      out[i / kRows * kRows * depth + i % kRows] = a[i];
-  }
-}
 
 template <class T>
 inline Vec<T> finish(Vec<T> z, T softcap, T temperature) {
@@ -134,13 +45,11 @@ struct Sums {
 // loses brings its own term, which its rest leaves out, into the rest of the winner.
 template <class T>
 inline Sums<T> merged_sums(const Sums<T>& a, T before, const Sums<T>& b, T after) {
-  const Vec<T> floor = splat<T>(kFloor);
   const auto takes_b = b.max > a.max;
   const Vec<T> max = takes_b ? b.max : a.max;
   const Vec<T> fall_a = a.max - max, fall_b = b.max - max;
   const Vec<T> below_a = at_least<T>(fall_a, T(kFloor)), below_b = at_least<T>(fall_b, T(kFloor));
   const Vec<T> scale_a = exp_of<T>(below_a), scale_b = exp_of<T>(below_b);
-  (void)floor;
   return {max,
           fused(a.rest, scale_a, b.rest * scale_b) + (takes_b ? scale_a : scale_b),
           scale_a * fused(a.rest + T(1), below_a, a.exp_shift) +
@@ -150,24 +59,43 @@ inline Sums<T> merged_sums(const Sums<T>& a, T before, const Sums<T>& b, T after
           a.above + b.above};
 }
 
-// Two passes over the tile, which lies in a near cache: the maximum, then the sums against it.
 template <class T>
-inline Sums<T> tile_sums(int64_t columns, const T* z, Vec<T> target, bool counts) {
+struct Maximum {
+  Vec<T> value, column;
+};
+
+// Of `vectors` vectors of rows side by side: alone, each would wait for its own comparisons.
+template <class T, int vectors>
+inline void tile_maxima(int64_t columns, const T* z, Maximum<T>* out) {
   // A tile whose logits are all -inf must not subtract -inf from -inf.
-  Vec<T> max = splat<T>(std::numeric_limits<T>::lowest());
-  Vec<T> argmax = {}, column = {};
+  Vec<T> max[vectors], argmax[vectors], column = {};
+#pragma GCC unroll 8
+  for (int j = 0; j < vectors; ++j) {
+    max[j] = splat<T>(std::numeric_limits<T>::lowest());
+    argmax[j] = Vec<T>{};
+  }
   for (int64_t c = 0; c < columns; ++c) {
-    const Vec<T> value = load<T>(z + c * kPanel<T>);
-    argmax = value > max ? column : argmax;
-    max = value > max ? value : max;
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j) {
+      const Vec<T> value = load<T>(z + c * kPanel<T> + j * LanesOf<T>::count);
+      argmax[j] = value > max[j] ? column : argmax[j];
+      max[j] = value > max[j] ? value : max[j];
+    }
     column += T(1);
   }
-  Sums<T> sums = {max, {}, {}, {}, argmax, {}};
-  column = Vec<T>{};
+#pragma GCC unroll 8
+  for (int j = 0; j < vectors; ++j) out[j] = {max[j], argmax[j]};
+}
+
+// The sums against the maximum that a first pass has found; the tile lies in a near cache.
+template <class T, bool counts>
+inline Sums<T> tile_sums(int64_t columns, const T* z, const Maximum<T>& maximum, Vec<T> target) {
+  Sums<T> sums = {maximum.value, {}, {}, {}, maximum.column, {}};
+  Vec<T> column = {};
   for (int64_t c = 0; c < columns; ++c) {
     const Vec<T> value = load<T>(z + c * kPanel<T>);
-    const Vec<T> shifted = value - max;
-    const Vec<T> exponential = column == argmax ? Vec<T>{} : exp_of<T>(shifted);
+    const Vec<T> shifted = value - maximum.value;
+    const Vec<T> exponential = column == maximum.column ? Vec<T>{} : exp_of<T>(shifted);
     sums.rest += exponential;
     sums.exp_shift = fused(exponential, at_least<T>(shifted, T(kFloor)), sums.exp_shift);
     sums.shift += shifted;
@@ -180,10 +108,14 @@ inline Sums<T> tile_sums(int64_t columns, const T* z, Vec<T> target, bool counts
 template <class T>
 void statistics(int64_t columns, int64_t vectors, const T* z, const T* target,
                 int64_t first_column, int64_t merged, T* state, int64_t stride, T* own) {
+  Maximum<T> maxima[kVectors];
+  if (vectors == kVectors) tile_maxima<T, kVectors>(columns, z, maxima);
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t at = j * LanesOf<T>::count;
-    const bool counts = target != nullptr;
-    Sums<T> sums = tile_sums<T>(columns, z + at, counts ? load<T>(target + at) : Vec<T>{}, counts);
+    if (vectors < kVectors) tile_maxima<T, 1>(columns, z + at, maxima + j);
+    Sums<T> sums = target == nullptr
+                       ? tile_sums<T, false>(columns, z + at, maxima[j], Vec<T>{})
+                       : tile_sums<T, true>(columns, z + at, maxima[j], load<T>(target + at));
     sums.argmax += T(first_column);
     if (own != nullptr) sums.write(own + at, kPanel<T>);
     if (merged > 0)
@@ -203,33 +135,54 @@ void merge(int64_t vectors, int64_t merged, T* state, int64_t added, const T* la
   }
 }
 
-template <class T>
-void gradients(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z) {
-  const T cap_factor = rows.softcap == 0 ? 0 : rows.temperature / rows.softcap;
-  for (int64_t j = 0; j < vectors; ++j) {
-    const int64_t at = j * LanesOf<T>::count;
-    const Vec<T> max = load<T>(rows.max_logit + at), log_sum = load<T>(rows.log_sum + at);
-    const Vec<T> constant = load<T>(rows.constant + at), zero = {};
-    const bool entropic = rows.entropy_slope != nullptr;
-    const Vec<T> slope = entropic ? load<T>(rows.entropy_slope + at) : zero;
-    const Vec<T> entropy = entropic ? load<T>(rows.entropy + at) : zero;
-    const Vec<T> uniform = rows.uniform == nullptr ? zero : load<T>(rows.uniform + at);
-    for (int64_t c = 0; c < columns; ++c) {
-      T* place = z + c * kPanel<T> + at;
-      const Vec<T> value = load<T>(place);
-      // lse itself is not subtracted: max and log_sum apart keep their digits under a large offset.
-      const Vec<T> logp = (value - max) - log_sum;
-      Vec<T> factor = constant;
-      if (entropic) factor -= slope * (at_least<T>(logp, T(kFloor)) + entropy);
-      Vec<T> dz = fused(exp_of<T>(logp), factor, uniform);
-      if (rows.softcap != 0) {
-        const Vec<T> capped = value * cap_factor;
-        dz *= T(1) - capped * capped;
-      }
-      if (rows.temperature != 1) dz = dz / rows.temperature;
-      store<T>(place, dz);
+template <class T, bool entropic, bool capped>
+inline void column_gradients(int64_t vectors, const RowCoefficients<T>& rows, T* z, T* ahead) {
+  for (int64_t at = 0; at < vectors * LanesOf<T>::count; at += LanesOf<T>::count) {
+    __builtin_prefetch(ahead + at, 1);
+    const Vec<T> value = load<T>(z + at);
+    // lse itself is not subtracted: max and log_sum apart keep their digits under a large offset.
+    const Vec<T> logp = (value - load<T>(rows.max_logit + at)) - load<T>(rows.log_sum + at);
+    Vec<T> factor = load<T>(rows.constant + at);
+    if (entropic)
+      factor -= load<T>(rows.entropy_slope + at) *
+                (at_least<T>(logp, T(kFloor)) + load<T>(rows.entropy + at));
+    Vec<T> dz = fused(exp_of<T>(logp), factor, load<T>(rows.uniform + at));
+    if (capped) {
+      const Vec<T> share = value * (rows.temperature / rows.softcap);
+      dz *= T(1) - share * share;
     }
+    store<T>(z + at, dz * (T(1) / rows.temperature));
   }
+}
+
+template <class T>
+void gradients(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
+               int64_t stride) {
+  const bool entropic = rows.entropy_slope != nullptr, capped = rows.softcap != 0;
+  for (int64_t c = 0; c < columns; ++c, z += stride) {
+    T* ahead = z + std::min<int64_t>(4, columns - 1 - c) * stride;
+    if (!entropic && !capped)
+      column_gradients<T, false, false>(vectors, rows, z, ahead);
+    else if (!capped)
+      column_gradients<T, true, false>(vectors, rows, z, ahead);
+    else if (!entropic)
+      column_gradients<T, false, true>(vectors, rows, z, ahead);
+    else
+      column_gradients<T, true, true>(vectors, rows, z, ahead);
+  }
+}
+
+template <class T>
+void copy_far(int64_t count, int64_t width, const T* in, int64_t in_stride, T* out,
+              int64_t out_stride) {
+  constexpr int64_t lanes = LanesOf<T>::count;
+  const bool aligned = (reinterpret_cast<uintptr_t>(out) | (out_stride * sizeof(T))) % kBytes == 0;
+  const int64_t streamed = aligned ? width / lanes * lanes : 0;
+  for (int64_t i = 0; i < count; ++i, in += in_stride, out += out_stride) {
+    for (int64_t j = 0; j < streamed; j += lanes) stream(out + j, load<T>(in + j));
+    if (streamed < width) std::copy_n(in + streamed, width - streamed, out + streamed);
+  }
+  stream_fence();
 }
 
 template <class T, Vec<T> (*function)(Vec<T>)>
@@ -249,6 +202,7 @@ constexpr TileKernels<T> table(const char* name) {
   return {name,
           LanesOf<T>::count,
           kPanel<T>,
+          kRows,
           product<T, false>,
           product_packed<T>,
           pack_transposed<T>,
@@ -256,6 +210,7 @@ constexpr TileKernels<T> table(const char* name) {
           statistics<T>,
           merge<T>,
           gradients<T>,
+          copy_far<T>,
           elementwise<T, exp_of<T>>,
           elementwise<T, tanh_of<T>>};
 }

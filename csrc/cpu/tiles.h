@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "ahead.h"
+
 namespace s2srm::cpu {
 
 inline constexpr int64_t kTileColumns = 256;  // also the width of a block that may be skipped
@@ -30,7 +32,7 @@ struct RowCoefficients {
   const T* constant;      // factor of p
   const T* entropy_slope; // factor of -p * (log p + entropy), or null
   const T* entropy;
-  const T* uniform;       // added to every column, or null
+  const T* uniform;       // added to every column
   T softcap;              // 0: none
   T temperature;
 };
@@ -38,17 +40,18 @@ struct RowCoefficients {
 template <class T>
 struct TileKernels {
   const char* name;
-  int64_t lanes;  // rows in a vector
-  int64_t panel;  // rows in a panel, a multiple of lanes that divides kBlockRows
+  int64_t lanes;       // rows in a vector
+  int64_t panel;       // rows in a panel, a multiple of lanes that divides kBlockRows
+  int64_t block_rows;  // rows of the block of sums that a product keeps in registers
 
   // c[i][j] (+)= sum over k < depth of a[i * a_stride + k] * b[k * panel + j]
   // for i < rows and j < vectors * lanes; the sum runs in the order of k.
   void (*product)(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
-                  const T* b, T* c, int64_t c_stride, bool accumulate);
+                  const T* b, T* c, int64_t c_stride, bool accumulate, Ahead& ahead);
 
   // The same with a packed by pack_transposed.
   void (*product_packed)(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b,
-                         T* c, int64_t c_stride, bool accumulate);
+                         T* c, int64_t c_stride, bool accumulate, Ahead& ahead);
 
   // a[k * a_stride + i] for i < rows and k < depth -> packed_size(rows, depth) elements.
   void (*pack_transposed)(int64_t rows, int64_t depth, const T* a, int64_t a_stride, T* out);
@@ -67,8 +70,15 @@ struct TileKernels {
   void (*merge)(int64_t vectors, int64_t merged, T* state, int64_t added, const T* later,
                 int64_t stride);
 
-  // Logits -> their gradients in place, as in _gradients.py; the target's entry is not special.
-  void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z);
+  // Logits z[column * stride + row] -> their gradients in place, as in _gradients.py; the target's
+  // entry is not special.
+  void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
+                    int64_t stride);
+
+  // out[i * out_stride + j] = in[i * in_stride + j] for j < width, past the caches where that can
+  // be: for what is not read again soon.
+  void (*copy_far)(int64_t count, int64_t width, const T* in, int64_t in_stride, T* out,
+                   int64_t out_stride);
 
   // For tests: elementwise exp and tanh.
   void (*exp)(int64_t count, const T* x, T* y);

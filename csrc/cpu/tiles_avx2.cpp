@@ -27,8 +27,15 @@ inline F32 fused(F32 a, F32 b, F32 c) {
 inline F64 fused(F64 a, F64 b, F64 c) {
   return (F64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
+inline F32 larger(F32 a, F32 b) { return (F32)_mm256_max_ps((__m256)a, (__m256)b); }
+inline F64 larger(F64 a, F64 b) { return (F64)_mm256_max_pd((__m256d)a, (__m256d)b); }
+constexpr bool kScales = false;
+inline void stream(float* p, F32 v) { _mm256_stream_ps(p, (__m256)v); }
+inline void stream(double* p, F64 v) { _mm256_stream_pd(p, (__m256d)v); }
+inline void stream_fence() { _mm_sfence(); }
 
 #include "lanes.h"
+#include "product_kernels.h"
 #include "tile_kernels.h"
 
 }  // namespace avx2

@@ -12,6 +12,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 #pragma GCC diagnostic ignored "-Wpsabi"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // inside GCC 12's own _mm512_max_ps
 
 namespace s2srm::cpu {
 namespace avx512 {
@@ -27,8 +28,17 @@ inline F32 fused(F32 a, F32 b, F32 c) {
 inline F64 fused(F64 a, F64 b, F64 c) {
   return (F64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
+inline F32 larger(F32 a, F32 b) { return (F32)_mm512_max_ps((__m512)a, (__m512)b); }
+inline F64 larger(F64 a, F64 b) { return (F64)_mm512_max_pd((__m512d)a, (__m512d)b); }
+constexpr bool kScales = true;
+inline F32 scaled(F32 p, F32 n) { return (F32)_mm512_scalef_ps((__m512)p, (__m512)n); }
+inline F64 scaled(F64 p, F64 n) { return (F64)_mm512_scalef_pd((__m512d)p, (__m512d)n); }
+inline void stream(float* p, F32 v) { _mm512_stream_ps(p, (__m512)v); }
+inline void stream(double* p, F64 v) { _mm512_stream_pd(p, (__m512d)v); }
+inline void stream_fence() { _mm_sfence(); }
 
 #include "lanes.h"
+#include "product_kernels.h"
 #include "tile_kernels.h"
 
 }  // namespace avx512

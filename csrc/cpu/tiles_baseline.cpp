@@ -20,8 +20,15 @@ typedef float F32 __attribute__((vector_size(kBytes)));
 typedef double F64 __attribute__((vector_size(kBytes)));
 inline F32 fused(F32 a, F32 b, F32 c) { return a * b + c; }
 inline F64 fused(F64 a, F64 b, F64 c) { return a * b + c; }
+inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+inline F64 larger(F64 a, F64 b) { return a > b ? a : b; }
+constexpr bool kScales = false;
+inline void stream(float* p, F32 v) { *reinterpret_cast<F32*>(p) = v; }
+inline void stream(double* p, F64 v) { *reinterpret_cast<F64*>(p) = v; }
+inline void stream_fence() {}
 
 #include "lanes.h"
+#include "product_kernels.h"
 #include "tile_kernels.h"
 
 const TileKernels<float> kFloat = table<float>("baseline");

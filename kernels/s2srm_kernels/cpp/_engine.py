@@ -25,6 +25,7 @@ WORKSPACE_BYTES = 48 * 2**20
 # With fewer rows in a chunk the weight is read too often: making the logits twice is faster.
 _MIN_CHUNK_ROWS = 32
 _PANEL_ROWS = 64
+_ROW_PADDING = 16
 _MAX_SPAN_COLUMNS = 8192
 
 
@@ -48,7 +49,7 @@ class CppEngine:
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
     ) -> bool:
         rows = _chunk_rows(weight.shape[0], compute_dtype(hidden), workspace_bytes)
-        in_place = workspace_bytes is None and hidden.shape[0] <= hidden.shape[1]
+        in_place = workspace_bytes is None and hidden.shape[0] <= hidden.shape[1] - _ROW_PADDING
         return in_place or rows >= _MIN_CHUNK_ROWS
 
     def statistics_with_gradients(
@@ -61,7 +62,7 @@ class CppEngine:
         problem = _Problem(head)
         gradients = problem.buffers(needs, head.dtype)
         d_weight = gradients.weight
-        in_place = 0 if d_weight is None else d_weight.shape[1]
+        in_place = 0 if d_weight is None else d_weight.shape[1] // _ROW_PADDING * _ROW_PADDING
         step = _chunk_rows(problem.weight.shape[0], head.dtype, workspace_bytes)
         if in_place < head.num_live and step < _MIN_CHUNK_ROWS:
             return self._statistics_then_gradients(problem, gradients, upstream_of)
@@ -71,7 +72,7 @@ class CppEngine:
             if rows.stop <= in_place:
                 logits = d_weight
             elif logits is None or logits is d_weight:
-                logits = problem.empty(problem.weight.shape[0], rows.stop - rows.start)
+                logits = problem.logits(problem.weight.shape[0], rows.stop - rows.start)
             packed = problem.statistics(rows, None, None, logits)
             part = merge(packed, head)
             upstream = upstream_of(part, rows)
@@ -138,6 +139,14 @@ class _Problem:
         """Unset, in the compute dtype."""
         return self.weight.new_empty(shape, dtype=self.head.dtype)
 
+    def logits(self, columns: int, num_rows: int) -> Tensor:
+        """Room for the logits of num_rows rows.
+
+        Columns an odd number of cache lines apart: a power of two would crowd a few cache sets.
+        """
+        blocks = -(-num_rows // _ROW_PADDING)
+        return self.empty(columns, (blocks | 1) * _ROW_PADDING)
+
     def arguments(self, rows: slice = slice(None)) -> tuple[object, ...]:
         """The head of an operator s2srm::cpu_*, for a slice of the live rows."""
         head = self.head
@@ -179,7 +188,7 @@ class _Problem:
             columns = min(columns // SKIP_COLUMNS * SKIP_COLUMNS, _MAX_SPAN_COLUMNS)
         else:  # a divisor of SKIP_COLUMNS, so that a span lies within one block
             columns = 128 if columns >= 128 else 64
-        return self.empty(columns, num_rows)
+        return self.logits(columns, num_rows)
 
     def gradients(
         self,
