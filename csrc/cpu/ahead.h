@@ -1,5 +1,5 @@
-// Memory to bring near while products compute: what comes next is a strided block of a large matrix,
-// which the processor's own prefetching does not foresee.
+// Memory to bring near while products compute: what comes next is a strided block of a large
+// matrix, which the processor's own prefetching does not foresee.
 #pragma once
 
 #include <cstdint>

@@ -167,7 +167,9 @@ Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int
                                   const Optional& live, const Head<T>& head) {
   const int64_t n = head.num_rows;
   const T* base = data<T>(coefficients, 7 * n, "coefficients must be (7, R)");
-  const auto field = [&](int64_t i) { return i < 4 || (given >> (i - 4)) & 1 ? base + i * n : nullptr; };
+  const auto field = [&](int64_t i) {
+    return i < 4 || (given >> (i - 4)) & 1 ? base + i * n : nullptr;
+  };
   const bool* blocks = nullptr;
   if (live) {
     check(live->scalar_type() == ScalarType::Bool && live->is_contiguous() && live->dim() == 2 &&
@@ -185,12 +187,13 @@ void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weigh
                    const Tensor& coefficients, int64_t given, int64_t num_total,
                    const Optional& live, Tensor& logits, bool stored, bool accumulate,
                    Optional d_hidden, Optional d_weight, Optional d_bias) {
-  constexpr int64_t kStoredSpan = 32 * kTileColumns;  // keeps dz of a span in a near cache
+  constexpr int64_t kStoredSpan = 32 * kTileColumns;
   with_head(hidden, rows, weight, bias, target, softcap, temperature,
             [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
               const int64_t size = head.num_columns * head.width;
               Outputs<T> out;
-              out.hidden = data<T>(d_hidden, hidden.size(0) * head.width, "d_hidden must be (N, D)");
+              out.hidden =
+                  data<T>(d_hidden, hidden.size(0) * head.width, "d_hidden must be (N, D)");
               out.weight = d_weight ? d_weight->data_ptr() : nullptr;
               out.weight_element = d_weight ? element_of(*d_weight) : Element::kCompute;
               check(!d_weight || (d_weight->is_contiguous() && d_weight->numel() == size),
@@ -212,8 +215,9 @@ void run_elementwise(const Tensor& x, const std::string& function, Tensor& out) 
   const int64_t count = x.numel();
   check(function == "exp" || function == "tanh", "function must be exp or tanh");
   const auto run = [&]<class T>(const TileKernels<T>& kernels) {
-    (function == "exp" ? kernels.exp : kernels.tanh)(count, data<T>(x, count, "x must be contiguous"),
-                                                     data<T>(out, count, "out must be like x"));
+    const auto elementwise = function == "exp" ? kernels.exp : kernels.tanh;
+    elementwise(count, data<T>(x, count, "x must be contiguous"),
+                data<T>(out, count, "out must be like x"));
   };
   if (is_double(x))
     run(chosen_kernels<double>());

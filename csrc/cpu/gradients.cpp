@@ -34,7 +34,7 @@ void gradients(const Head<T>& head, const TileKernels<T>& kernels,
         hidden.pack(row, std::min(group, head.num_rows - row));
       logit_gradients.make(hidden, row);
     }
-    if (outputs.hidden != nullptr) hidden_gradient.add();
+    if (outputs.hidden != nullptr && head.width > 0) hidden_gradient.add();
     if (outputs.weight != nullptr || outputs.bias != nullptr) weight_gradient.run();
   }
 }

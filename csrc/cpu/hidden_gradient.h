@@ -37,8 +37,8 @@ class HiddenGradient {
   };
 
   // Rows and panels of the width of a task: those of the shortest way through all tasks. Beside the
-  // products, a task packs the weight once for all of its rows, which costs as much as kWeight rows,
-  // and dz once for all of its panels, which costs as much as kGradient panels.
+  // products, a task packs the weight once for all of its rows, which costs as much as kWeight
+  // rows, and dz once for all of its panels, which costs as much as kGradient panels.
   std::pair<int64_t, int64_t> task_size() const {
     constexpr double kWeight = 9, kGradient = 0.3;
     const int64_t num_rows = span_.head.num_rows, all = span_.width_panels();

@@ -1,8 +1,8 @@
 // Vectors of float and double in GCC's and Clang's vector extension, and exp and tanh on them.
 //
-// Included inside a namespace of its own by every tiles_*.cpp, so that nothing here is shared between
-// files that are compiled for different instruction sets. That file has defined kBytes, the size of
-// a vector, and for the vectors of both types
+// Included inside a namespace of its own by every tiles_*.cpp, so that nothing here is shared
+// between files that are compiled for different instruction sets. That file has defined kBytes, the
+// size of a vector, and for the vectors of both types
 //
 //     fused(a, b, c)      a * b + c
 //     larger(a, b)        a > b ? a : b, so b where one of them is NaN

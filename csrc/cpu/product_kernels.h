@@ -1,6 +1,6 @@
 // Products of a left-hand side, read from memory as it lies or packed, and a packed panel. Included
-// like lanes.h, after it, by a file that has also defined kRows and kVectors, the shape of the block
-// of sums that is kept in registers.
+// like lanes.h, after it, by a file that has also defined kRows and kVectors, the shape of the
+// block of sums that is kept in registers.
 
 template <class T>
 constexpr int64_t kPanel = kVectors * LanesOf<T>::count;

@@ -1,5 +1,5 @@
-// Statistics and gradients of a tile of logits, and the table of all kernels. Included like lanes.h,
-// after it and product_kernels.h.
+// Statistics and gradients of a tile of logits, and the table of all kernels. Included like
+// lanes.h, after it and product_kernels.h.
 
 constexpr double kFloor = -1000;  // e^kFloor is 0 in float and double; see _statistics.py
 

@@ -36,7 +36,7 @@ const TileKernels<double> kDouble = table<double>("baseline");
 
 }  // namespace baseline
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 extern const TileKernels<float> kAvx512Float, kAvx2Float;
 extern const TileKernels<double> kAvx512Double, kAvx2Double;
 

@@ -40,12 +40,12 @@ struct Outputs {
   bool accumulate;
 };
 
-// logits (span, logits_stride): room for the logits of `span` columns. With `stored` it is all
-// columns, filled by `statistics`, and may be the memory of outputs.weight, whose width it then
-// has for a stride.
+// Columns are taken `columns` at a time: a multiple of kTileColumns, or a divisor of it. logits
+// (columns, logits_stride) is room for as many; with `stored` it holds all columns, as `statistics`
+// left them, and may be the memory of outputs.weight, whose width it then has for a stride.
 template <class T>
 void gradients(const Head<T>& head, const TileKernels<T>& kernels,
-               const Coefficients<T>& coefficients, T* logits, int64_t logits_stride, int64_t span,
-               bool stored, const Outputs<T>& outputs);
+               const Coefficients<T>& coefficients, T* logits, int64_t logits_stride,
+               int64_t columns, bool stored, const Outputs<T>& outputs);
 
 }  // namespace s2srm::cpu

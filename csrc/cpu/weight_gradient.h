@@ -1,5 +1,5 @@
-// d_weight = dz X and d_bias, the sums of dz, of the columns of a span: over the rows in their order,
-// a tile at a time, written once.
+// d_weight = dz X and d_bias, the sums of dz, of the columns of a span: over the rows in their
+// order, a tile at a time, written once.
 #pragma once
 
 #include <vector>
@@ -20,7 +20,8 @@ class WeightGradient {
   void run() {
     // A task is a whole tile, whose dz then stays near, unless that leaves workers idle.
     const int64_t panels = span_.width_panels(), tiles = span_.num_tiles();
-    const bool whole = in_place_ || span_.outputs.weight == nullptr || tiles >= 4 * num_workers();
+    const bool whole = in_place_ || panels < 2 || span_.outputs.weight == nullptr ||
+                       tiles >= 4 * num_workers();
     const int64_t parts = whole ? 1 : panels;
     for_each_task(tiles * parts, [&](int64_t worker, int64_t task) {
       const int64_t tile = task / parts, part = task % parts;

@@ -18,8 +18,12 @@ from s2srm_kernels._statistics import merge
 _REASON = _operators.load("cpp")
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
-# One row; one column tile and one column more; widths around a vector, a panel, a block of sums.
-SHAPES = [(1, 1, 1), (1, 5, 257), (7, 17, 3), (65, 129, 256), (300, 72, 515), (130, 700, 40)]
+# One row; one tile of columns and one column more; widths around a vector, a panel, a block of
+# sums; no width; several groups of packed rows; spans of many tiles and of less than one.
+SHAPES = [
+    *[(1, 1, 1), (1, 5, 257), (7, 17, 3), (65, 129, 256), (300, 72, 515), (130, 700, 40)],
+    *[(5, 0, 300), (2100, 3, 300), (20, 4, 9000), (25000, 2, 300)],
+]
 HEADS = [{}, {"softcap": 2.5, "temperature": 0.7}]
 WORKSPACES = {"in_place": None, "chunks": 64 * 515 * 8, "recompute": 1}
 NEEDS = [True, True, True]
