@@ -59,7 +59,7 @@ def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool)
     block_k, which fixes the order of summation, depends on family and dtype alone.
     """
     if family == INTERPRETER:
-        return Tile(64, 128, 32, 2, 4, 1, group=2, descriptors=descriptors)
+        return Tile(128, 128, 32, 2, 4, 1, group=2, descriptors=descriptors)
     if dtype == torch.float64:
         return Tile(64, 64, 16, 4, 8, 2)
     if dtype == torch.float32:

@@ -262,7 +262,7 @@ def live_product(
 ) -> None:
     """result = or += left @ right over the live blocks of left, of `skip` rows and columns."""
     tile = _configs.product_tile(problem.family, left.dtype)
-    indices = live.logical_not().argsort(dim=1, stable=True).to(torch.int32)
+    indices = live.logical_not().argsort(dim=1, stable=True).to(torch.int32).contiguous()
     size_m, size_n = result.shape
     grid = (-(-size_m // tile.block_m), -(-size_n // tile.block_n))
     _start(

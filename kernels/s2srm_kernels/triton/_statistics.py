@@ -191,8 +191,8 @@ def statistics_kernel(
                 tile_maximum, tile_sum = floor, tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
             for i in tl.static_range(PARTS):
                 first = first_column + i * width
-                # Always so where V fills the tiles: but as a branch it keeps the compiler from mixing
-                # the parts, which would take more registers than there are.
+                # Always so where V fills the tiles: but a branch keeps the compiler from mixing the
+                # parts, which would take more registers than there are.
                 if first < num_columns:
                     part_columns = tl.arange(0, width)
                     remaining = num_columns - first
@@ -239,7 +239,7 @@ def statistics_kernel(
                         tile_maximum = bigger
                     if STORE:
                         scaled = stored * STORE_SCALE
-                        place = references + (first // width).to(tl.int64) * num_rows + rows
+                        place = references + (first // width) * num_rows.to(tl.int64) + rows
                         tl.store(place, reference, mask=live)
                         if TMA:
                             exponentials.store([first_row, first], scaled.to(exponentials.dtype))
@@ -263,9 +263,9 @@ def statistics_kernel(
                         tl.minimum(remaining, width),
                     )
             if TILE_LSE:
-                place = tile_lse + (first_column // BLOCK_N).to(tl.int64) * num_rows + rows
+                place = tile_lse + (first_column // BLOCK_N) * num_rows.to(tl.int64) + rows
                 tl.store(place, tile_maximum + tl.log(tile_sum), mask=live)
-        place = partial + split.to(tl.int64) * FIELDS * num_rows + rows
+        place = partial + split * FIELDS * num_rows.to(tl.int64) + rows
         tl.store(place, maximum, mask=live)
         tl.store(place + num_rows, rest, mask=live)
         tl.store(place + 2 * num_rows, weighted, mask=live)

@@ -1,0 +1,54 @@
+"""The Triton kernels on a CPU, in Triton's interpreter.
+
+The interpreter is chosen by an environment variable before triton is imported, and pytest's workers
+have other tests to run: so each group runs in a process of its own, with all that it printed shown
+when it fails.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="without triton there is no interpreter")
+
+HERE = Path(__file__).parent
+# Of the tests of every backend. Long rows are slow here, and the bits of a gradient are cuBLAS's:
+# triton_cases has a case of its own for the bits of a row.
+SLOW = "not same_bits and not many_chunks and not no_tensor_of_all"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("triton_cases.py",),
+        ("test_known_bugs.py", "-k", SLOW),
+        ("test_skipping.py", "-k", "error_is_within or whole_blocks"),
+        ("test_linear_token_stats.py", "-k", "ties"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_in_the_interpreter(arguments):
+    name, *options = arguments
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            HERE / name,
+            *options,
+        ],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
+    assert " passed" in done.stdout
