@@ -29,7 +29,7 @@ from s2srm_kernels.triton._launch import Coefficients, Storage
 from s2srm_kernels.triton._problem import Problem
 
 # Bound on a chunk of stored exponentials and the sum of the weight's gradient where the caller
-# gives none: 4096 rows at V = 256000, D = 2048; every row at V = 32000.
+# gives none: 3712 rows at V = 256000, D = 2048, 26240 at V = 32000, D = 4096, in 16 bits.
 WORKSPACE_BYTES = 4 * 2**30
 # With fewer rows than these, unless there are no more, the weight is read too often.
 MIN_CHUNK_ROWS = 2048

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
 from s2srm_kernels.triton import _configs
-from s2srm_kernels.triton._configs import Tile
 from s2srm_kernels.triton._gradients import logit_gradients_kernel, stored_gradients_kernel
 from s2srm_kernels.triton._problem import OPTIONS, Problem
 from s2srm_kernels.triton._products import live_product_kernel
@@ -27,6 +26,8 @@ from s2srm_kernels.triton._statistics import (
     target_logits_kernel,
 )
 
+# Pieces of the tile of targets: a bit is the same in any number of them.
+TARGET_PARTS = 4
 MERGE_ROWS = 32
 MERGE_WARPS = 1
 STORED_ROWS = 16
@@ -80,11 +81,6 @@ def storage_stride(num_columns: int) -> int:
     return -(-num_columns // SKIP_COLUMNS) * SKIP_COLUMNS
 
 
-def target_parts(tile: Tile) -> int:
-    """Pieces of the tile of targets: a bit is the same in any number of them."""
-    return max(tile.parts, 2)
-
-
 def target_logits(problem: Problem) -> Tensor:
     """(R,) logits at the targets, -inf where another rank owns the target."""
     logits = problem.empty(problem.num_rows)
@@ -96,7 +92,7 @@ def target_logits(problem: Problem) -> Tensor:
         grid,
         columns=problem.columns,
         logits=logits,
-        PARTS=target_parts(tile),
+        PARTS=TARGET_PARTS,
         **operands,
     )
     return logits
@@ -173,10 +169,6 @@ class Coefficients(NamedTuple):
     values: Tensor
     has_entropy: bool
     has_constant: bool
-
-    def rows(self, rows: slice) -> Coefficients:
-        """The same for a slice of the rows."""
-        return self._replace(values=self.values[:, rows].contiguous())
 
     def arguments(self, problem: Problem) -> dict[str, Any]:
         """What both kernels of the logits' gradients share."""

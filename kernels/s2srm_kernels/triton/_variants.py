@@ -165,7 +165,7 @@ def _logit_kernels(
     tile, constexprs = tiled("statistics")
     launch = (tile.num_warps, tile.num_stages)
     target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
-    target["PARTS"] = _launch.target_parts(tile)
+    target["PARTS"] = _launch.TARGET_PARTS
     yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *launch)
     counted = {"COUNT": True, "TILE_LSE": full, "STORE": False}
     constexprs |= counted | {"HEADROOM": None, "STORE_SCALE": 1.0}

@@ -158,6 +158,15 @@ def needs_matrix(variant: Variant) -> bool:
     return variant.matrix and variant.dtype in ("fp16", "bf16")
 
 
+def _reason(error: BaseException) -> str:
+    """The end of what the compiler says, which names the line, and what had gone wrong there."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    said = str(error)[-400:]
+    return f"{type(error).__name__}: {said}" + ("" if root is error else f" ({root!r})")
+
+
 def _check_one(name: str) -> tuple[Resources | None, list[str], float]:
     """Measures the variant of that name; runs in a process of its own."""
     from s2srm_kernels.triton._variants import variants
@@ -168,8 +177,7 @@ def _check_one(name: str) -> tuple[Resources | None, list[str], float]:
         resources = measure(variant)
     # Whatever Triton or ptxas raises is the finding: it becomes a line of the report.
     except Exception as error:
-        reason = f"{name}: does not compile: {error!r}"
-        return None, [reason], time.perf_counter() - start
+        return None, [f"{name}: does not compile: {_reason(error)}"], time.perf_counter() - start
     wrong = broken_limits(resources, needs_matrix(variant))
     return resources, wrong, time.perf_counter() - start
 
@@ -284,9 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table.add_argument("--write", type=Path, help="write the table to this path")
     table.add_argument("--compare", type=Path, help="compare with the table at this path")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile (default: 2)")
-    parser.add_argument("--only", default="", help="variants whose name contains this; no table")
+    parser.add_argument("--only", default="", help="variants whose name contains this")
     options = parser.parse_args(arguments)
-    if options.only and (options.write or options.compare):
+    if options.only and options.write:
         parser.error("--only leaves variants out: the table needs all of them")
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: the interpreter's kernels cannot be compiled")
@@ -298,7 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         write_table(options.write, measured, triton.__version__)
     if options.compare:
-        recorded, version = read_table(options.compare)
+        rows, version = read_table(options.compare)
+        recorded = [row for row in rows if options.only in row.variant]
         if version != triton.__version__:
             print(f"the table is of Triton {version}: limits checked, resources not compared")
         elif changes := differences(measured, recorded):
