@@ -30,11 +30,10 @@ def test_tiles_fit_the_blocks_and_each_other(family, dtype):
             assert SKIP_ROWS % tile.block_m == 0
             assert SKIP_COLUMNS % tile.block_n == 0
             assert tile.block_n // tile.parts >= 16
-            # A row's references are part of what `_chunk_rows` counts.
-            width = tile.block_n // tile.parts
-            itemsize = 8 if dtype == torch.float64 else 4
-            if tile is tiles[1] and dtype != torch.float64:
-                assert itemsize / width <= _engine._REFERENCE_BYTES
+        # What the bound on the workspace counts on.
+        stored = tiles[KERNELS.index("stored_statistics")]
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        assert stored.block_n // stored.parts >= _engine._REFERENCE_COLUMNS[compute]
     product = _configs.product_tile(family, dtype)
     assert SKIP_ROWS % product.block_m == 0 and SKIP_ROWS % product.block_k == 0
 

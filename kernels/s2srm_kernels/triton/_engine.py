@@ -29,12 +29,12 @@ from s2srm_kernels.triton._launch import Coefficients, Storage
 from s2srm_kernels.triton._problem import Problem
 
 # Bound on a chunk of stored exponentials and the sum of the weight's gradient where the caller
-# gives none: 3712 rows at V = 256000, D = 2048, 26240 at V = 32000, D = 4096, in 16 bits.
+# gives none: in 16 bits 2048 rows at V = 256000, D = 3072, every row at V = 32000.
 WORKSPACE_BYTES = 4 * 2**30
 # With fewer rows than these, unless there are no more, the weight is read too often.
 MIN_CHUNK_ROWS = 2048
-# A row's references take up to this many bytes for every column: 8 for every 32 columns.
-_REFERENCE_BYTES = 0.25
+# The fewest columns that share a reference, by compute dtype: what a row's references cost.
+_REFERENCE_COLUMNS = {torch.float32: 32, torch.float64: 16}
 # Bound on a chunk of logit gradients where the logits are made again.
 GRADIENT_CHUNK_BYTES = 256 * 2**20
 MIN_CHUNK_COLUMNS = 2048
@@ -151,7 +151,8 @@ def _chunk_rows(hidden: Tensor, weight: Tensor, workspace_bytes: int | None) -> 
     """
     num_columns, dtype = weight.shape[0], compute_dtype(hidden)
     bound = WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-    row_bytes = _launch.storage_stride(num_columns) * (hidden.dtype.itemsize + _REFERENCE_BYTES)
+    column_bytes = hidden.dtype.itemsize + dtype.itemsize / _REFERENCE_COLUMNS[dtype]
+    row_bytes = _launch.storage_stride(num_columns) * column_bytes
     rows = int((bound - weight.numel() * dtype.itemsize) // row_bytes)
     if rows < min(MIN_CHUNK_ROWS, hidden.shape[0]):
         return 0
