@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="without triton there is no interpreter")
 
 HERE = Path(__file__).parent
 # Of the tests of every backend. Long rows are slow here, and the bits of a gradient are cuBLAS's:
-# triton_cases has a case of its own for the bits of a row.
+# triton_statistics_cases has one of its own for the bits of a row.
 SLOW = "not same_bits and not many_chunks and not no_tensor_of_all"
 
 
@@ -24,7 +24,8 @@ SLOW = "not same_bits and not many_chunks and not no_tensor_of_all"
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("triton_cases.py",),
+        ("triton_statistics_cases.py",),
+        ("triton_gradients_cases.py",),
         ("test_known_bugs.py", "-k", SLOW),
         ("test_skipping.py", "-k", "error_is_within or whole_blocks"),
         ("test_linear_token_stats.py", "-k", "ties"),
