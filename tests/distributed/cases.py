@@ -187,8 +187,14 @@ CASES: dict[str, Callable[[Path, Path], None]] = {
     "rm-gradient-tied": _rm("gemma3-tied", "mixed.jsonl", max_steps=1, optim={"lr": 1000.0}),
     "rm-mixed-untied": _rm("llama", "mixed.jsonl"),
     "rm-skewed-tied": _rm("gemma3-tied", "skewed.jsonl", batch_size=2, gradient_checkpointing=True),
+    # A batch of one diverges at 0.3, and divergence magnifies the last bit.
     "rm-one-rank-empty-tied": _rm(
-        "gemma3-tied", "mixed.jsonl", batch_size=1, reduction="sequence_sum", identity_weight=0.25
+        "gemma3-tied",
+        "mixed.jsonl",
+        batch_size=1,
+        reduction="sequence_sum",
+        identity_weight=0.25,
+        optim={"lr": 0.03},
     ),
     "rm-one-rank-empty-untied": _rm("llama", "mixed.jsonl", batch_size=1, identity_weight=0.0),
     "rm-clipped": _rm("llama-tied", "skewed.jsonl", batch_size=2, optim={"max_grad_norm": 0.1}),
