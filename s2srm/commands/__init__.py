@@ -1,1 +1,1 @@
-"""One module per command; each has `SUMMARY` (one line) and `run(argv) -> None`."""
+"""One module per command with `run(argv) -> None`; the other modules are what they share."""
