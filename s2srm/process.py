@@ -39,7 +39,7 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
     if isinstance(code, str):
         print(code, file=sys.stderr)
     # In the order of Py_FinalizeEx: threads, exit handlers, streams.
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
