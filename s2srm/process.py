@@ -33,8 +33,8 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
         code = main()
     except SystemExit as leaving:
         code = leaving.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     if isinstance(code, str):
         print(code, file=sys.stderr)

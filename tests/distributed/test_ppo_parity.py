@@ -62,8 +62,10 @@ def launched(root: Path) -> tuple[int, str]:
 def results(root: Path, launched: tuple[int, str]) -> tuple[Results, Results]:
     """What one rank and two ranks computed; how the two ended is a test of its own."""
     assert (root / "two" / "results.pt").exists(), launched[1][-4000:]
-    load = {"weights_only": False}  # our own results of a moment ago
-    one, two = (torch.load(root / name / "results.pt", **load) for name in ("one", "two"))
+    # weights_only False: our own results of a moment ago.
+    one, two = (
+        torch.load(root / name / "results.pt", weights_only=False) for name in ("one", "two")
+    )
     return one, two
 
 
