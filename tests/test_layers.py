@@ -17,6 +17,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.config": (0, set()),
     "s2srm.validation": (1, set()),
     "s2srm.evaluation.config": (2, set()),
+    "s2srm.process": (0, set()),
     "s2srm.distributed": (1, {"torch"}),
     "s2srm.packing": (1, {"torch"}),
     "s2srm.runs": (2, set()),

@@ -33,6 +33,7 @@ from s2srm.config import (
 from s2srm.engine import build_engine, map_microbatches, run_microbatches
 from s2srm.models.load import load_causal_lm, load_value_model
 from s2srm.packing import Packed, Segment, pack
+from s2srm.process import run_and_exit
 from s2srm.stages import rm, scalar_rm, sft
 
 VOCAB = 61
@@ -216,9 +217,14 @@ def run_all(data: Path, out: Path) -> None:
         case(data, out / name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """One rank: every case."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     distributed.start()
     run_all(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

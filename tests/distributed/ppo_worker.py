@@ -21,6 +21,7 @@ from s2srm.config import KLConfig, ModelConfig, PPOConfig, RewardConfig, TokenRe
 from s2srm.engine import Engine
 from s2srm.ppo import experience as experience_module
 from s2srm.ppo.kl import KLController
+from s2srm.process import run_and_exit
 from s2srm.rollout.base import Response, sampling_seed
 from s2srm.stages import ppo
 from s2srm.stages.ppo_sampler import Sampler
@@ -192,4 +193,4 @@ def main(root: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_and_exit(lambda: main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,18 +26,31 @@ STAGE_CASES = [name for name in CASES if name != "several-engines"]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Inputs, what one process made of them, what two ranks made of them."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs of every case in data/."""
     root = tmp_path_factory.mktemp("ranks")
-    data, one, two = root / "data", root / "one", root / "two"
-    data.mkdir()
-    make_inputs(data)
-    run_all(data, one)
-    launch(two, data)
-    return data, one, two
+    (root / "data").mkdir()
+    make_inputs(root / "data")
+    return root
 
 
-def launch(out: Path, data: Path) -> None:
+@pytest.fixture(scope="module")
+def launched(root: Path) -> tuple[int, str]:
+    """Exit code and output of the two ranks, which write into two/."""
+    return launch(root / "two", root / "data")
+
+
+@pytest.fixture(scope="module")
+def folders(root: Path, launched: tuple[int, str]) -> tuple[Path, Path, Path]:
+    """Inputs, what one process made of them, what two ranks made of them.
+
+    Ranks that failed are the failure of one test, below; a case that they finished is compared.
+    """
+    run_all(root / "data", root / "one")
+    return root / "data", root / "one", root / "two"
+
+
+def launch(out: Path, data: Path) -> tuple[int, str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(Path(__file__).with_name("cases.py"))]
     process = subprocess.Popen(
@@ -47,13 +61,21 @@ def launch(out: Path, data: Path) -> None:
         text=True,
         start_new_session=True,
     )
+    timer = threading.Timer(180, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
     try:
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate()
     finally:
+        timer.cancel()
         # Ranks that wait for each other would outlive torchrun.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-6000:]
+    return process.returncode, output
+
+
+def test_both_ranks_run_to_the_end(launched: tuple[int, str]) -> None:
+    code, output = launched
+    assert code == 0, output[-6000:]
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
