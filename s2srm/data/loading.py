@@ -16,8 +16,8 @@ from typing import TypeVar
 from s2srm.config import DataConfig
 from s2srm.data.adapters import Adapter, did_you_mean, make_adapter
 from s2srm.data.fields import BadRow, Fields
-from s2srm.data.readers import Row, read_rows
-from s2srm.data.schema import Demonstration, LoadReport, Need, Preference, Prompt
+from s2srm.data.readers import read_rows
+from s2srm.data.schema import Demonstration, LoadReport, Need, Preference, Prompt, Row
 from s2srm.errors import UserError
 
 T = TypeVar("T")

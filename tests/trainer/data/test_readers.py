@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from s2srm.data.readers import Row, looks_like_path, read_rows
+from s2srm.data.readers import looks_like_path, read_rows
+from s2srm.data.schema import Row
 from s2srm.errors import UserError
 
 
@@ -122,7 +123,7 @@ def test_folder_by_split(tmp_path: Path) -> None:
     ]
     assert [r.data["p"] for r in rows_of(tmp_path, "dev")] == ["validation"]
     assert [r.data["p"] for r in rows_of(tmp_path, "validation")] == ["validation"]
-    with pytest.raises(UserError, match=r"split 'extra': .* found test\.jsonl, train-00000"):
+    with pytest.raises(UserError, match=r"split 'extra': .* found data/test\.jsonl, data/train-0"):
         rows_of(tmp_path, "extra")
 
 
@@ -166,11 +167,11 @@ def test_hub_names_are_no_paths(name: str) -> None:
 def test_hub_rows_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def load(name: str, subset: str | None, *, split: str) -> list[dict[str, int]]:
+    def load(name: str, subset: str | None, *, split: str) -> datasets.Dataset:
         asked.append((name, subset, split))
         if name == "owner/gone":
             raise ConnectionError("no\nnetwork")
-        return [{"p": 1}, {"p": 2}]
+        return datasets.Dataset.from_list([{"p": 1}, {"p": 2}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     rows = list(read_rows("owner/name", "dev", "sub"))
