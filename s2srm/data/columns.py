@@ -1,0 +1,185 @@
+"""Which column of a data set is which: its own names, data.columns, and names in common use.
+
+The first name that is there counts. A column under another name is read as the prompt only where
+nothing else can be meant. What may belong to a prompt and is not read is said in the log; a name
+mapped to "" is not looked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s2srm.data.dialogues import is_dialogue
+from s2srm.data.fields import BadRow, Fields, optional_text
+from s2srm.data.messages import Turns, holds_messages, turns_of
+from s2srm.data.schema import Message
+from s2srm.errors import UserError
+
+CONTEXT_KEYS = ("system", "history", "input")
+KEYS = ("prompt", "chosen", "rejected", "response", "preference", *CONTEXT_KEYS)
+
+_PROMPT_NAMES = ("question", "instruction", "query", "input", "problem")
+_CONVERSATION_NAMES = ("messages", "conversations", "conversation")
+_SYSTEM_NAMES = ("system", "system_prompt", "system_message")
+_MAY_BELONG_TO_THE_PROMPT = {
+    *_PROMPT_NAMES,
+    *_CONVERSATION_NAMES,
+    *_SYSTEM_NAMES,
+    *("prompt", "history", "context", "passage", "document", "documents", "persona", "knowledge"),
+    *("tools", "functions", "image", "images", "audio", "video", "videos"),
+}
+_RESPONSE_NAMES = ("response", "output", "completion", "answer", "target", "label", "summary")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Column of each part; None where there is none.
+
+    conversation holds prompt and response; whole says that chosen (or response) does so too.
+    """
+
+    prompt: str | None
+    whole: bool
+    chosen: str
+    rejected: str
+    response: str
+    conversation: str | None
+    system: tuple[str, ...]
+    history: str
+    input: str
+
+    def answer(self, response_column: str, columns: Sequence[str]) -> str:
+        """The column of a demonstration's response: the one asked for, else the conversation."""
+        asked = self.chosen if response_column == "chosen" else self.response
+        return self.conversation if self.conversation and asked not in columns else asked
+
+
+def name_columns(
+    names: Mapping[str, str], columns: Sequence[str], sample: Fields, whole: bool = False
+) -> ColumnNames:
+    """names is data.columns; sample holds a value of each column that has one.
+
+    whole says that the responses come with their prompt, whatever the sample holds.
+    """
+    chosen, rejected, response = (names.get(c, c) for c in ("chosen", "rejected", "response"))
+    conversation = next((c for c in _CONVERSATION_NAMES if c in columns), None)
+    prompt = names.get("prompt") or ("prompt" if "prompt" in columns else None)
+    whole = whole or any(carries_prompt(sample.get(c)) for c in (chosen, response))
+    answers = {chosen, rejected, response}
+    if prompt is None and not whole and (conversation is None or not answers.isdisjoint(columns)):
+        prompt = _other_prompt(columns, answers, conversation)
+    return ColumnNames(
+        prompt=prompt,
+        whole=whole,
+        chosen=chosen,
+        rejected=rejected,
+        response=response,
+        conversation=None if conversation == prompt else conversation,
+        system=(names["system"],) if "system" in names else _SYSTEM_NAMES,
+        history=names.get("history", "history"),
+        input=names.get("input", "input" if prompt == "instruction" else ""),
+    )
+
+
+def carries_prompt(value: Any) -> bool:
+    """Whether a response comes with the turns before it."""
+    if isinstance(value, str):
+        return is_dialogue(value)
+    if not holds_messages(value):
+        return False
+    parts = value if isinstance(value, list) else value.get("role", value.get("from"))
+    return isinstance(parts, list) and len(parts) > 1
+
+
+def system_of(row: Fields, names: Sequence[str]) -> str | None:
+    """The text of the system column, under any of its names; blank and null are none."""
+    found = {text for name in names if name and (text := optional_text(row, name)) is not None}
+    if len(found) > 1:
+        raise BadRow(
+            f"columns {', '.join(repr(n) for n in names if row.get(n))} hold different texts; "
+            "data.columns.system says which is the system turn"
+        )
+    return found.pop() if found else None
+
+
+def history_of(row: Fields, name: str) -> Turns:
+    """Earlier turns: a list of pairs of user's and assistant's text, or of messages."""
+    value = row.get(name) if name else None
+    if not value:
+        return ()
+    if not isinstance(value, list):
+        raise BadRow(f"column {name!r} holds no list of earlier turns: {value!r:.40}")
+    if not all(isinstance(pair, list) for pair in value):
+        return turns_of(row, name)
+    turns: list[Message] = []
+    for number, pair in enumerate(value):
+        if len(pair) != 2 or not all(isinstance(t, str) and t.strip() for t in pair):
+            raise BadRow(f"{name}[{number}] is not a pair of texts of user and assistant")
+        turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return tuple(turns)
+
+
+def unread_prompt_columns(unread: Sequence[str]) -> list[str]:
+    """Those that may belong to the prompt."""
+    return [name for name in unread if name.lower() in _MAY_BELONG_TO_THE_PROMPT]
+
+
+def missing_column(
+    source: str, part: str, name: str, format_name: str, columns: Sequence[str], sample: Fields
+) -> UserError:
+    """The error for a column that is not there, with what is likely meant. part: its key."""
+    found = ", ".join(map(repr, columns)) or "none"
+    return UserError(
+        f"{source}: no column {name!r}, which format {format_name} needs; found {found}"
+        f"{_remedy(part, name, columns, sample)}"
+    )
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _other_prompt(columns: Sequence[str], answers: set[str], conversation: str | None) -> str:
+    """The one column that is a prompt under another name. UserError where several could be it."""
+    found = [c for c in _PROMPT_NAMES if c in columns and c not in answers]
+    if set(found) == {"instruction", "input"}:
+        found = ["instruction"]
+    found += [conversation] if conversation else []
+    if len(found) > 1:
+        raise UserError(
+            f"no column 'prompt', and {' or '.join(map(repr, found))} could be it; say which, as "
+            f"in --data.columns.prompt {found[0]}"
+        )
+    return found[0] if found else "prompt"
+
+
+def _remedy(part: str, name: str, columns: Sequence[str], sample: Fields) -> str:
+    if near := difflib.get_close_matches(name, list(columns), n=1):
+        key = f" (--data.columns.{part} {near[0]})" if part in KEYS else ""
+        return f"; did you mean {near[0]!r}?{key}"
+    rows = next((c for c in columns if _holds_rows(sample.get(c))), None)
+    if rows is not None:
+        return f"; column {rows!r} holds a list of objects: if those are the rows, write them out"
+    conversation = next((c for c in _CONVERSATION_NAMES if c in columns), None)
+    if part in ("chosen", "rejected") and conversation is not None:
+        return (
+            f"; {conversation!r} alone is a demonstration (sft) or a prompt, a preference needs "
+            "chosen and rejected"
+        )
+    likely = {"prompt": ("text", "user", "source"), "response": _RESPONSE_NAMES}.get(part, ())
+    text = [c for c in columns if isinstance(sample.get(c), str) and c not in KEYS]
+    guess = next((c for c in likely if c in columns), text[0] if len(text) == 1 else "COLUMN")
+    if part in KEYS:
+        return f"; name the column that holds it, as in --data.columns.{part} {guess}"
+    return ""
+
+
+def _holds_rows(value: Any) -> bool:
+    if not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+        return False
+    return not any(key in value[0] for key in ("role", "from", "speaker"))
