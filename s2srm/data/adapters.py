@@ -246,6 +246,8 @@ class Columns(Adapter):
 
     def _response(self, row: Fields, column: str) -> tuple[Turns, str]:
         """A response and the turns before it that stand in the same column."""
+        if column == self.names.conversation and not holds_messages(row.get(column)):
+            raise BadRow(f"column {column!r} holds {kind(row.get(column))}, not a list of messages")
         lead, text = response_of(row, column)
         if not holds_messages(row[column]) and is_dialogue(text):
             raise BadRow(
@@ -311,10 +313,12 @@ def detect(
             return "pku_saferlhf"
         if {"info", "summaries"} <= have:
             return "tldr_comparisons"
-    prompt, chosen = (row.get(names.get(key, key)) for key in ("prompt", "chosen"))
+    prompt, chosen, response = (
+        row.get(names.get(key, key)) for key in ("prompt", "chosen", "response")
+    )
     if isinstance(prompt, str) and is_dialogue_prompt(prompt):
         return "anthropic_hh"
-    if isinstance(chosen, str) and is_dialogue(chosen):
+    if any(isinstance(text, str) and is_dialogue(text) for text in (chosen, response)):
         return "anthropic_hh"
     if {"chosen", "rejected"} <= have and (isinstance(chosen, list) or "score_chosen" in have):
         return "ultrafeedback"

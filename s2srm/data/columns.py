@@ -15,7 +15,7 @@ from typing import Any
 from s2srm.data.dialogues import is_dialogue
 from s2srm.data.fields import BadRow, Fields, optional_text
 from s2srm.data.messages import Turns, holds_messages, turns_of
-from s2srm.data.schema import Message
+from s2srm.data.schema import Message, Need
 from s2srm.errors import UserError
 
 CONTEXT_KEYS = ("system", "history", "input")
@@ -24,6 +24,7 @@ KEYS = ("prompt", "chosen", "rejected", "response", "preference", *CONTEXT_KEYS)
 _PROMPT_NAMES = ("question", "instruction", "query", "input", "problem")
 _CONVERSATION_NAMES = ("messages", "conversations", "conversation")
 _SYSTEM_NAMES = ("system", "system_prompt", "system_message")
+_CONTEXT_NAMES = {"system": _SYSTEM_NAMES, "history": ("history",), "input": ("input",)}
 _MAY_BELONG_TO_THE_PROMPT = {
     *_PROMPT_NAMES,
     *_CONVERSATION_NAMES,
@@ -31,7 +32,13 @@ _MAY_BELONG_TO_THE_PROMPT = {
     *("prompt", "history", "context", "passage", "document", "documents", "persona", "knowledge"),
     *("tools", "functions", "image", "images", "audio", "video", "videos"),
 }
-_RESPONSE_NAMES = ("response", "output", "completion", "answer", "target", "label", "summary")
+# What an error proposes for a part that is missing; nothing is read under these names unasked.
+_LIKELY = {
+    "prompt": ("text", "user", "source", "post", "article", "document", "context"),
+    "chosen": ("winner", "preferred", "better", "accepted", "good", "positive"),
+    "rejected": ("loser", "dispreferred", "worse", "refused", "bad", "negative"),
+    "response": ("response", "output", "completion", "answer", "target", "summary"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,19 +129,27 @@ def history_of(row: Fields, name: str) -> Turns:
     return tuple(turns)
 
 
-def unread_prompt_columns(unread: Sequence[str]) -> list[str]:
-    """Those that may belong to the prompt."""
-    return [name for name in unread if name.lower() in _MAY_BELONG_TO_THE_PROMPT]
+def unread_prompt_columns(
+    unread: Sequence[str], named: ColumnNames, names: Mapping[str, str]
+) -> list[str]:
+    """Those that may belong to the prompt, but for what data.columns says is not to be read.
+
+    Where chosen holds the whole conversation, another copy of it or of the question adds nothing.
+    """
+    known = {*_PROMPT_NAMES, *_CONVERSATION_NAMES} if named.whole else set[str]()
+    known |= {c for key in CONTEXT_KEYS if names.get(key) == "" for c in _CONTEXT_NAMES[key]}
+    suspects = _MAY_BELONG_TO_THE_PROMPT - known
+    return [name for name in unread if name.lower() in suspects]
 
 
 def missing_column(
-    source: str, part: str, name: str, format_name: str, columns: Sequence[str], sample: Fields
+    source: str, part: str, name: str, format_name: str, need: Need, sample: Fields
 ) -> UserError:
     """The error for a column that is not there, with what is likely meant. part: its key."""
-    found = ", ".join(map(repr, columns)) or "none"
+    found = ", ".join(map(repr, sample)) or "none"
     return UserError(
         f"{source}: no column {name!r}, which format {format_name} needs; found {found}"
-        f"{_remedy(part, name, columns, sample)}"
+        f"{_remedy(part, name, need, sample)}"
     )
 
 
@@ -152,31 +167,38 @@ def _other_prompt(columns: Sequence[str], answers: set[str], conversation: str |
     found += [conversation] if conversation else []
     if len(found) > 1:
         raise UserError(
-            f"no column 'prompt', and {' or '.join(map(repr, found))} could be it; say which, as "
-            f"in --data.columns.prompt {found[0]}"
+            f"data.columns: columns {' and '.join(map(repr, found))} could each be the prompt; say "
+            f"which, as in --data.columns.prompt {found[0]}"
         )
     return found[0] if found else "prompt"
 
 
-def _remedy(part: str, name: str, columns: Sequence[str], sample: Fields) -> str:
-    if near := difflib.get_close_matches(name, list(columns), n=1):
+def _remedy(part: str, name: str, need: Need, sample: Fields) -> str:
+    if near := difflib.get_close_matches(name, list(sample), n=1):
         key = f" (--data.columns.{part} {near[0]})" if part in KEYS else ""
         return f"; did you mean {near[0]!r}?{key}"
-    rows = next((c for c in columns if _holds_rows(sample.get(c))), None)
+    rows = next((column for column, value in sample.items() if _holds_rows(value)), None)
     if rows is not None:
         return f"; column {rows!r} holds a list of objects: if those are the rows, write them out"
-    conversation = next((c for c in _CONVERSATION_NAMES if c in columns), None)
-    if part in ("chosen", "rejected") and conversation is not None:
+    if part not in KEYS:
+        return ""
+    if need == "demonstration" and part in ("chosen", "response"):
+        likely = next((c for c in _LIKELY["response"] if c in sample), "COLUMN")
+        return f"; --response_column response --data.columns.response {likely} reads another"
+    likely = next((c for c in _LIKELY.get(part, ()) if c in sample), None)
+    texts = [c for c, value in sample.items() if isinstance(value, str) and c not in KEYS]
+    if part in ("chosen", "rejected") and likely is None:
         return (
-            f"; {conversation!r} alone is a demonstration (sft) or a prompt, a preference needs "
-            "chosen and rejected"
+            "; a preference needs two responses, chosen and rejected, under these names or those in "
+            "data.columns; rows with one answer are for sft"
         )
-    likely = {"prompt": ("text", "user", "source"), "response": _RESPONSE_NAMES}.get(part, ())
-    text = [c for c in columns if isinstance(sample.get(c), str) and c not in KEYS]
-    guess = next((c for c in likely if c in columns), text[0] if len(text) == 1 else "COLUMN")
-    if part in KEYS:
-        return f"; name the column that holds it, as in --data.columns.{part} {guess}"
-    return ""
+    if part == "prompt" and not texts:
+        return (
+            "; without it, chosen and rejected must be messages or dialogues of 'Human:' and "
+            "'Assistant:' that begin with the prompt"
+        )
+    likely = likely or (texts[0] if len(texts) == 1 else "COLUMN")
+    return f"; --data.columns.{part} {likely} reads it from there"
 
 
 def _holds_rows(value: Any) -> bool:

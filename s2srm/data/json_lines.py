@@ -33,6 +33,8 @@ _OTHER_KINDS = {
     b"PAR1": "is a Parquet file; name it .parquet",
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
+    b"{\x00": "is UTF-16 text; save it as UTF-8",
+    b"[\x00": "is UTF-16 text; save it as UTF-8",
     b"version https://git-lfs": "is a pointer of Git LFS and not the data; run `git lfs pull`",
     b"<": "is HTML or XML and not JSON; was a web page saved in the place of the file?",
 }
@@ -51,8 +53,10 @@ def read_json(file: Path) -> Iterator[Row]:
             return _read_list(file)
         if _is_broken(start):
             raise UserError(f"{file} holds one JSON list and not one object a line; name it .json")
-    if ending == ".json" and start[:1] == b"{" and _is_broken(start):
-        _refuse_one_object(file)
+    if start.partition(b"\n")[0].strip() == b"{" or (
+        ending == ".json" and start[:1] == b"{" and _is_broken(start)
+    ):
+        _refuse_long_objects(file)
     return _read_lines(file)
 
 
@@ -116,13 +120,18 @@ def _is_broken(start: bytes) -> bool:
     return False
 
 
-def _refuse_one_object(file: Path) -> None:
-    """UserError for one object that spans lines, as in {"data": [...]} or pandas' to_json."""
+def _refuse_long_objects(file: Path) -> None:
+    """UserError for objects that span lines: rows, or one as in {"data": [...]}."""
     with _open(file) as stream:
         try:
-            value = json.loads(stream.read())
+            text = stream.read()
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            value = None if error.msg == "Extra data" else False
         except (*_READ_ERRORS, ValueError, RecursionError):
             return  # read line by line, which names the line that is wrong
+    if value is None:
+        raise UserError(f"{file} holds objects that span several lines; write one object a line")
     if isinstance(value, dict):
         keys = ", ".join(map(repr, list(value)[:8]))
         raise UserError(

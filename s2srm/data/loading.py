@@ -110,7 +110,7 @@ def _load(
     if adapter is None or not good:
         why = f"{num_rows} rows, all bad; the first: {first_bad}" if num_rows else "it has no rows"
         raise UserError(f"data path {cfg.path!r} gives nothing to use: {why}")
-    _log_columns(cfg.path, adapter, adapter.reads(need, response_column), list(columns))
+    _log_columns(cfg, adapter, adapter.reads(need, response_column), list(columns))
     return good, LoadReport(num_rows, num_bad, first_bad)
 
 
@@ -128,18 +128,18 @@ def _adapter(
     context = {key: cfg.columns[key] for key in CONTEXT_KEYS if cfg.columns.get(key)}
     for part, column in {**adapter.required(need, response_column), **context}.items():
         if column not in columns:
-            raise missing_column(row.source, part, column, adapter.name, columns, sample)
+            raise missing_column(row.source, part, column, adapter.name, need, sample)
     return adapter
 
 
-def _log_columns(path: str, adapter: Adapter, reads: list[str], columns: list[str]) -> None:
+def _log_columns(cfg: DataConfig, adapter: Adapter, reads: list[str], columns: list[str]) -> None:
     """One line; a warning where a column that is not read may belong to the prompt."""
     unread = [c for c in columns if c not in reads]
-    suspects = unread_prompt_columns(unread)
+    suspects = unread_prompt_columns(unread, adapter.names, cfg.columns)
     logger.log(
         logging.WARNING if suspects else logging.INFO,
         "%s: format %s reads %s%s%s",
-        path,
+        cfg.path,
         adapter.name,
         ", ".join(c for c in columns if c in reads),
         f"; not read: {', '.join(unread[:12])}{', ...' * (len(unread) > 12)}" if unread else "",

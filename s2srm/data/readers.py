@@ -59,13 +59,11 @@ def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]
         raise UserError(f"data path {path!r}: {error}") from None
     if local.is_dir():
         return _read_folder(local, split)
-    if local.exists():
+    if local.exists() or local.is_symlink():
         return _read_file(local)
-    if local.is_symlink():
-        raise UserError(f"data path {path!r} is a link to {os.readlink(local)!r}: nothing is there")
     if looks_like_path(path):
         raise UserError(f"data path {path!r} does not exist{_nearest_entry(local)}")
-    return read_hub(path, split, subset, _nearest_entry(local))
+    return read_hub(path, split, subset, _nearest_entry(local) if local.parent.is_dir() else "")
 
 
 def looks_like_path(name: str) -> bool:
@@ -108,6 +106,8 @@ def _chain(files: list[Path]) -> Iterator[Row]:
 
 
 def _read_file(file: Path) -> Iterator[Row]:
+    if not file.exists():
+        raise UserError(f"data path {str(file)!r} is a link to {os.readlink(file)!r}, which is gone")
     if not file.is_file():
         raise UserError(f"data path {str(file)!r} is neither a file nor a folder")
     ending, _ = ending_of(file)

@@ -19,12 +19,20 @@ from s2srm.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+# How far into a response the prompt may begin: behind "### Human: " or a template's preamble.
+_MARK_CHARACTERS = 200
+# A shorter prompt can stand within a response by chance.
+_SHORTEST_WITHIN = 10
+
+
 def strip_prompt(prompt: PromptText, response: str) -> str:
     """What follows the prompt in a response that begins with it; a space between is left out."""
-    rest = _rest(prompt, response)
-    if rest is None:
-        raise BadRow("data.prompt_in_response is strip, and a response does not begin with its prompt")
-    return rest.removeprefix(" ")
+    found = _split(prompt, response)
+    if found is None or found[0]:
+        raise BadRow(
+            "a response does not begin with its prompt, which data.prompt_in_response strip needs"
+        )
+    return found[1].removeprefix(" ")
 
 
 def check_repetition(
@@ -32,13 +40,13 @@ def check_repetition(
 ) -> None:
     """UserError where at least half of the rows (prompt, responses, place) hold the prompt twice.
 
-    A response counts if it begins with the whole prompt (of a conversation: its last turn) and
-    goes on; a row counts if all of its responses do.
+    A response counts if it begins with the whole prompt (of a conversation: its last turn), or
+    with a mark of the speaker and then the prompt, and goes on; a row if all its responses do.
     """
     found = [
         where
         for prompt, responses, where in rows
-        if all(_rest(prompt, response) is not None for response in responses)
+        if all(_split(prompt, response) is not None for response in responses)
     ]
     if not found:
         return
@@ -51,11 +59,17 @@ def check_repetition(
     logger.info("%s: %sprompt; they are kept (data.prompt_in_response)", cfg.path, what)
 
 
-def _rest(prompt: PromptText, response: str) -> str | None:
-    """What follows the prompt, or None where the response does not begin with it and go on."""
-    text, whole = as_turns(prompt)[-1].content.strip(), response.lstrip()
-    if not text or not whole.startswith(text):
+def _split(prompt: PromptText, response: str) -> tuple[str, str] | None:
+    """What stands before and after the prompt at the start of a response, if it is there."""
+    text, whole = as_turns(prompt)[-1].content.strip(), response.strip()
+    if not text:
         return None
-    rest = whole[len(text) :]
-    in_a_word = text[-1].isalnum() and rest[:1].isalnum()
-    return None if in_a_word or not rest.strip() else rest
+    longest = _MARK_CHARACTERS if len(text) >= _SHORTEST_WITHIN else 0
+    at = whole.find(text, 0, longest + len(text))
+    if at < 0:
+        return None
+    before, rest = whole[:at], response.lstrip()[at + len(text) :]
+    in_a_word = (text[-1].isalnum() and rest[:1].isalnum()) or (
+        text[0].isalnum() and before[-1:].isalnum()
+    )
+    return None if in_a_word or not rest.strip() else (before, rest)

@@ -111,13 +111,9 @@ def _entries(folder: Path) -> list[_Entry]:
 
 
 def _others(folder: Path, entries: Sequence[_Entry]) -> list[str]:
-    """What else lies in the folder, metadata left out."""
+    """What else lies in the folder."""
     used = {Path(e.shown).parts[0] for e in entries}
-    return [
-        path.name + "/" * path.is_dir()
-        for path in _listing(folder)
-        if path.name not in used and not _METADATA.fullmatch(path.name.lower())
-    ]
+    return [p.name + "/" * p.is_dir() for p in _listing(folder) if p.name not in used]
 
 
 def _entries_of(folder: Path, place: Path) -> list[_Entry]:
