@@ -189,8 +189,8 @@ def _remedy(part: str, name: str, need: Need, sample: Fields) -> str:
     texts = [c for c, value in sample.items() if isinstance(value, str) and c not in KEYS]
     if part in ("chosen", "rejected") and likely is None:
         return (
-            "; a preference needs two responses, chosen and rejected, under these names or those in "
-            "data.columns; rows with one answer are for sft"
+            "; a preference needs two responses, chosen and rejected (or what data.columns calls "
+            "so); rows with one answer are for sft"
         )
     if part == "prompt" and not texts:
         return (

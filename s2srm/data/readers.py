@@ -107,7 +107,8 @@ def _chain(files: list[Path]) -> Iterator[Row]:
 
 def _read_file(file: Path) -> Iterator[Row]:
     if not file.exists():
-        raise UserError(f"data path {str(file)!r} is a link to {os.readlink(file)!r}, which is gone")
+        target = os.readlink(file)
+        raise UserError(f"data path {str(file)!r} is a link to {target!r}, which is gone")
     if not file.is_file():
         raise UserError(f"data path {str(file)!r} is neither a file nor a folder")
     ending, _ = ending_of(file)

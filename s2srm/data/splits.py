@@ -105,8 +105,8 @@ def _entries(folder: Path) -> list[_Entry]:
             return found
     others = _others(folder, [])
     raise UserError(
-        f"data path {str(folder)!r} holds no file ending in {ENDINGS_SHOWN}, nor a sub-folder named "
-        f"data or after a split that does{f'; found {_listed(others)}' if others else ''}"
+        f"data path {str(folder)!r} holds no file ending in {ENDINGS_SHOWN}, nor a sub-folder "
+        f"called data or after a split that does{f'; found {_listed(others)}' if others else ''}"
     )
 
 

@@ -89,6 +89,4 @@ def _rows(source: str, batches: Iterator[Any]) -> Iterator[Row]:
 def _refuse_pointer(file: Path) -> None:
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise UserError(
-                f"{file} is a pointer of Git LFS and not the data; run `git lfs pull`"
-            )
+            raise UserError(f"{file} is a pointer of Git LFS and not the data; run `git lfs pull`")
