@@ -8,7 +8,7 @@ mapped to "" is not looked for.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class ColumnNames:
     history: str
     input: str
 
-    def answer(self, response_column: str, columns: Sequence[str]) -> str:
+    def answer(self, response_column: str, columns: Collection[str]) -> str:
         """The column of a demonstration's response: the one asked for, else the conversation."""
         asked = self.chosen if response_column == "chosen" else self.response
         return self.conversation if self.conversation and asked not in columns else asked

@@ -77,7 +77,7 @@ def one_line(error: BaseException) -> str:
 _READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
-def _open(file: Path) -> IO[bytes]:
+def _open(file: Path) -> IO[bytes] | io.BufferedIOBase:
     compression = ending_of(file)[1]
     try:
         if compression == "gzip":
@@ -93,7 +93,7 @@ def _open(file: Path) -> IO[bytes]:
         raise _unreadable(file, error) from None
 
 
-def _open_zstd(file: Path) -> IO[bytes]:
+def _open_zstd(file: Path) -> io.BufferedReader:
     """Through pyarrow, which datasets brings along: Python's own zstd begins at 3.14."""
     import pyarrow
 

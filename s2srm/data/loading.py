@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from s2srm.config import DataConfig
-from s2srm.data.adapters import Adapter, make_adapter
+from s2srm.data.adapters import make_adapter
+from s2srm.data.base import Adapter
 from s2srm.data.columns import CONTEXT_KEYS, missing_column, unread_prompt_columns
 from s2srm.data.fields import BadRow, Fields
 from s2srm.data.readers import read_rows
