@@ -56,7 +56,7 @@ class Columns(Adapter):
         if need == "preference":
             return {**lead, "chosen": names.chosen, "rejected": names.rejected}
         if need == "prompt":
-            return lead or {"messages": names.conversation or names.chosen}
+            return lead or {"messages": (self._wholes() or [names.chosen])[0]}
         answer = names.answer(response_column, self.columns)
         key = "messages" if answer == names.conversation else response_column
         return {**lead, key: answer}
@@ -67,19 +67,17 @@ class Columns(Adapter):
         return [*super().reads(need, response_column), *also]
 
     def prompt(self, row: Fields) -> PromptText:
-        prompt = self._own_prompt(row)
         for column in self._wholes():
             if self.names.prompt is None or carries_prompt(row.get(column)):
-                return self._join(prompt, self._turns_before_response(row, column), column)
-        return self._join(prompt, (), self.names.prompt or self.names.chosen)
+                return self._join(row, self._turns_before_response(row, column), column)
+        return self._join(row, (), self.names.chosen)
 
     def preference(self, row: Fields) -> Pair:
         columns = (self.names.chosen, self.names.rejected)
         parts = [self._response(row, column) for column in columns]
         leads = [lead for lead, _ in parts]
-        own = self._own_prompt(row)
         prompts = [
-            self._join(own, lead, column)
+            self._join(row, lead, column)
             for lead, column in zip(leads, columns, strict=True)
             if lead or not any(leads)
         ]
@@ -94,22 +92,26 @@ class Columns(Adapter):
     def demonstration(self, row: Fields, response_column: str) -> tuple[PromptText, str]:
         column = self.names.answer(response_column, self.columns)
         lead, response = self._response(row, column)
-        return self._join(self._own_prompt(row), lead, column), response
+        return self._join(row, lead, column), response
 
     def _wholes(self) -> list[str]:
         """Columns that may hold prompt and response together."""
-        return [c for c in (self.names.conversation, self.names.chosen) if c in self.columns]
+        names = self.names
+        return [c for c in (names.conversation, names.chosen, names.response) if c in self.columns]
 
-    def _own_prompt(self, row: Fields) -> PromptText | None:
-        """What the row holds apart from its responses."""
-        column = self.names.prompt
-        if column is None:
-            return self.in_context(row, None)
-        if holds_messages(row.get(column)):
-            return self.in_context(row, prompt_of(row, column))
-        return self.in_context(row, self._text_prompt(row, column))
+    def _join(self, row: Fields, lead: Turns, column: str) -> PromptText:
+        """The prompt from its own columns and from the turns before a response."""
+        own = self.names.prompt
+        if own is None:
+            if not lead:
+                raise BadRow(f"column {column!r} holds no turn before the response, so no prompt")
+            return self.in_context(row, lead)
+        if holds_messages(row.get(own)):
+            return join(self.in_context(row, prompt_of(row, own)), lead, column)
+        return join(self.in_context(row, self._text_prompt(row, own, lead)), lead, column)
 
-    def _text_prompt(self, row: Fields, column: str) -> PromptText:
+    def _text_prompt(self, row: Fields, column: str, lead: Turns) -> PromptText:
+        """A prompt that is text; lead are the turns that the response brings along."""
         text = text_of(row, column)
         more = optional_text(row, self.names.input) if self.names.input else None
         return text if more is None else f"{text}\n{more}"
@@ -132,9 +134,6 @@ class Columns(Adapter):
         turns = turns_of(row, column)
         return turns[:-1] if turns[-1].role == "assistant" else turns
 
-    def _join(self, prompt: PromptText | None, lead: Turns, column: str) -> PromptText:
-        return join(prompt, lead, column)
-
 
 class UltraFeedback(Columns):
     """Conversations as lists of messages; the last message of each is the response."""
@@ -151,9 +150,10 @@ class AnthropicHH(Columns):
 
     name = "anthropic_hh"
 
-    def _text_prompt(self, row: Fields, column: str) -> PromptText:
+    def _text_prompt(self, row: Fields, column: str, lead: Turns) -> PromptText:
         text = text_of(row, column)
-        return dialogue_prompt(text, column) if text.lstrip().startswith("Human:") else text
+        is_question = bool(lead) and not text.lstrip().startswith("Human:")
+        return text if is_question else dialogue_prompt(text, column)
 
     def _response(self, row: Fields, column: str) -> tuple[Turns, str]:
         if holds_messages(row.get(column)):
@@ -162,11 +162,6 @@ class AnthropicHH(Columns):
         if self.names.prompt is None or is_dialogue(text):
             return dialogue_response(text, column)
         return (), text
-
-    def _join(self, prompt: PromptText | None, lead: Turns, column: str) -> PromptText:
-        if isinstance(prompt, str) and not lead:
-            dialogue_prompt(prompt, self.names.prompt or column)  # says what is missing
-        return super()._join(prompt, lead, column)
 
 
 def detect(

@@ -43,7 +43,7 @@ class Adapter(ABC):
         context = (*self.names.system, self.names.history, self.names.input)
         return [*self.required(need, response_column).values(), *filter(None, context)]
 
-    def in_context(self, row: Fields, prompt: PromptText | None) -> PromptText | None:
+    def in_context(self, row: Fields, prompt: PromptText) -> PromptText:
         """The prompt after the system turn and the history that stand in columns of their own."""
         system = system_of(row, self.names.system)
         return in_context(prompt, system, history_of(row, self.names.history))

@@ -76,8 +76,11 @@ def name_columns(
     prompt = names.get("prompt") or ("prompt" if "prompt" in columns else None)
     whole = whole or any(carries_prompt(sample.get(c)) for c in (chosen, response))
     answers = {chosen, rejected, response}
+    # A column is one thing only: what data.columns calls the prompt is no history as well.
+    taken = {names[key] for key in names if key not in CONTEXT_KEYS}
     if prompt is None and not whole and (conversation is None or not answers.isdisjoint(columns)):
         prompt = _other_prompt(columns, answers, conversation)
+    uses_input = prompt == "instruction" or "input" in names
     return ColumnNames(
         prompt=prompt,
         whole=whole,
@@ -85,10 +88,17 @@ def name_columns(
         rejected=rejected,
         response=response,
         conversation=None if conversation == prompt else conversation,
-        system=(names["system"],) if "system" in names else _SYSTEM_NAMES,
-        history=names.get("history", "history"),
-        input=names.get("input", "input" if prompt == "instruction" else ""),
+        system=_context("system", names, taken),
+        history="".join(_context("history", names, taken)),
+        input="".join(_context("input", names, taken)) if uses_input else "",
     )
+
+
+def _context(key: str, names: Mapping[str, str], taken: Collection[str]) -> tuple[str, ...]:
+    """Names of a column that belongs to the prompt: the one asked for, or those in common use."""
+    if key in names:
+        return (names[key],)
+    return tuple(name for name in _CONTEXT_NAMES[key] if name not in taken)
 
 
 def carries_prompt(value: Any) -> bool:

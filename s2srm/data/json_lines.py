@@ -124,20 +124,19 @@ def _refuse_long_objects(file: Path) -> None:
     """UserError for objects that span lines: rows, or one as in {"data": [...]}."""
     with _open(file) as stream:
         try:
-            text = stream.read()
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            value = None if error.msg == "Extra data" else False
+            text = stream.read().decode("utf-8-sig").lstrip()
+            value, end = json.JSONDecoder().raw_decode(text)
         except (*_READ_ERRORS, ValueError, RecursionError):
             return  # read line by line, which names the line that is wrong
-    if value is None:
+    if "\n" not in text[:end]:
+        return
+    if text[end:].strip():
         raise UserError(f"{file} holds objects that span several lines; write one object a line")
-    if isinstance(value, dict):
-        keys = ", ".join(map(repr, list(value)[:8]))
-        raise UserError(
-            f"{file} holds one JSON object with the keys {keys} and not rows; write a list of "
-            "objects, or one object a line"
-        )
+    keys = ", ".join(map(repr, list(value)[:8]))
+    raise UserError(
+        f"{file} holds one JSON object with the keys {keys} and not rows; write a list of "
+        "objects, or one object a line"
+    )
 
 
 def _read_lines(file: Path) -> Iterator[Row]:

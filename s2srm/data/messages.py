@@ -86,26 +86,24 @@ def response_of(row: Fields, column: str) -> tuple[Turns, str]:
     return turns[:-1], turns[-1].content
 
 
-def in_context(prompt: PromptText | None, system: str | None, history: Turns) -> PromptText | None:
+def in_context(prompt: PromptText, system: str | None, history: Turns) -> PromptText:
     """The prompt after a system turn and earlier turns that stand in columns of their own."""
     if system is None and not history:
         return prompt
     own_system, turns = _split_system(as_turns(prompt))
     given = () if system is None else (Message("system", system),)
+    if list(map(_bare, turns[: len(history)])) == list(map(_bare, history)):
+        history = ()
     return (*_one_system(given, own_system, "the system column and the prompt"), *history, *turns)
 
 
-def join(prompt: PromptText | None, lead: Turns, column: str) -> PromptText:
+def join(prompt: PromptText, lead: Turns, column: str) -> PromptText:
     """What comes before the response: the prompt, and the messages before the last of a column.
 
     Each may hold all of it, or the end of it (a system turn or a history in one only), or the
     column goes on after the prompt with an assistant's turn. BadRow where they contradict.
     """
-    if prompt is None and lead:
-        return lead
     if not lead:
-        if prompt is None or as_turns(prompt)[-1].role == "system":
-            raise BadRow(f"column {column!r} holds no turn before the response, so no prompt")
         return prompt
     prompt_system, asked = _split_system(as_turns(prompt))
     lead_system, before = _split_system(lead)
@@ -125,18 +123,16 @@ def first_difference(one: Sequence[Message], other: Sequence[Message]) -> str:
     return "they are the same"
 
 
-def as_turns(prompt: PromptText | None) -> Turns:
+def as_turns(prompt: PromptText) -> Turns:
     """A prompt as turns: text is the user's."""
-    if prompt is None:
-        return ()
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 def _overlap(asked: Turns, before: Turns, is_text: bool, column: str) -> Turns:
     one, other = [list(map(_bare, turns)) for turns in (asked, before)]
-    if not asked or one == other[len(other) - len(one) :] or one == other[: len(one)]:
+    if one in (other[: len(one)], other[-len(one) :]):
         return before
-    if not before or other == one[len(one) - len(other) :]:
+    if not before or other == one[-len(other) :]:
         return asked
     if is_text and one[0] in other:
         return before
@@ -180,7 +176,7 @@ def _items(value: Any, column: str) -> list[Any]:
 
 
 def _first(item: Fields, keys: Sequence[str]) -> str:
-    return next((key for key in keys if key in item), keys[0])
+    return next((key for key in keys if item.get(key) is not None), keys[0])
 
 
 def _message(item: Any, place: str, number: int) -> Message:

@@ -29,8 +29,7 @@ class TwoResponses(Adapter):
         """The two responses."""
 
     def prompt(self, row: Fields) -> PromptText:
-        text = self.bare_prompt(row)
-        return self.in_context(row, text) or text
+        return self.in_context(row, self.bare_prompt(row))
 
     def preference(self, row: Fields) -> Pair:
         better = zero_or_one(row, self.choice)

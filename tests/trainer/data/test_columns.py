@@ -107,6 +107,13 @@ def test_bad_first_rows_do_not_decide_the_format(tmp_path: Path) -> None:
     assert (len(rows), report.num_bad) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["history", "system", "input"])
+def test_a_context_column_may_be_named_as_the_prompt(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, {name: "Hi", "question": "Ho", **PAIR})
+    (row,), _ = load_preferences(DataConfig(path=path, columns={"prompt": name}))
+    assert row.prompt == "Hi"
+
+
 def test_renamed_columns_keep_their_format(tmp_path: Path) -> None:
     lead = "\n\nHuman: Hi\n\nAssistant:"
     path = write(tmp_path, {"p": lead, "c": lead + " x", "r": lead + " y"})

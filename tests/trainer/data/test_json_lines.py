@@ -112,6 +112,16 @@ def test_other_kinds_of_file_are_named(tmp_path: Path, name: str, text: str, rea
     assert reason in str(caught.value)
 
 
+def test_a_broken_first_line_is_a_bad_row_in_either_kind_of_file(tmp_path: Path) -> None:
+    for name in ("a.json", "a.jsonl"):
+        for first in ("{", '{"p": 1} more', '{"p": '):
+            file = tmp_path / name
+            file.write_text(first + '\n{"p": 1}\n')
+            bad, good = rows_of(file)
+            assert (bad.where, good.data) == (f"{file}:1", {"p": 1})
+            assert bad.error is not None
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
 def test_utf16_is_named(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "a.jsonl"

@@ -93,6 +93,9 @@ PKU = {"response_0": "y", "response_1": "x", "better_response_id": 1}
         ({"system": " ", "prompt": "Hi", **TEXTS}, "Hi"),
         ({"history": [["I am Ann", "Noted"]], "instruction": "Hi", "input": "", **TEXTS}, ANN),
         ({"history": LONG[:2], "prompt": "Hi", **TEXTS}, ANN),
+        ({"history": LONG[:2], "prompt": LONG, **TEXTS}, ANN),
+        ({"history": LONG[:2], **WHOLE}, ANN),
+        ({"history": LONG[:2], **WHOLE_LONG}, ANN),
         ({"instruction": "Hi", "input": "there", **TEXTS}, "Hi\nthere"),
         # ShareGPT; one message alone; lists of columns, as Arrow holds them.
         ({"conversations": [share("human", "Hi")], "system": "Pirate", **ALONE}, PIRATE),
