@@ -37,7 +37,8 @@ _SPLIT_WORDS = {
     "train": ("train", "training"),
     "dev": ("dev", "validation", "valid", "val", "eval", "evaluation"),
     "test": ("test", "testing"),
-    "heldout": ("heldout", "holdout"),
+    "heldout": ("heldout", "holdout", "unseen"),
+    "ood": ("ood",),
 }
 # trainset, test2 and dev_data are train, test and dev; trainer, latest and contest are nothing.
 _SPLIT_OF_WORD = {

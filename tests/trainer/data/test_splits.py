@@ -69,6 +69,7 @@ def test_folder_of_parts_is_the_train_split(tmp_path: Path) -> None:
         ("a_train.jsonl", "heldout", "a_held_out.jsonl"),
         ("a_train.jsonl", "held-out", "a_heldout.jsonl"),
         ("a_train.jsonl", "holdout", "a-hold-out.jsonl"),
+        ("prompts_train.jsonl", "ood", "prompts_ood.jsonl"),
         ("a_training.jsonl", "eval", "a_evaluation_eval.jsonl"),
         ("train/part.jsonl", "test", "test/part.jsonl"),
         ("data/train/0.parquet", "validation", "data/valid/0.parquet"),
