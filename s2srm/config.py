@@ -36,15 +36,20 @@ class DataConfig:
     """Preference triples (prompt, chosen, rejected), or prompts alone for PPO."""
 
     path: str = ""
-    """A .jsonl, .json or .parquet file, a folder of them, or a hub name."""
+    """A .jsonl, .json (also .gz, .bz2, .xz, .zst), .parquet or .arrow file, a folder of them or one
+    from save_to_disk, or a hub name."""
     split: str = "train"
-    """Which split of a hub data set or of a folder with train/dev/test files."""
+    """Which split of a hub data set or of a folder with train/dev/test files or sub-folders; files
+    such as train_prefs go by their own name as well."""
     subset: str | None = None
     """Configuration name of a hub data set (what load_dataset calls `name`)."""
     format: DataFormat = "auto"
-    """Adapter for the columns; auto recognises them by name."""
+    """Adapter for the columns; auto recognises them by name and by what they hold."""
     columns: dict[str, str] = field(default_factory=dict)
-    """For format columns: which column holds prompt, chosen, rejected (and response for sft)."""
+    """Which column holds prompt, chosen, rejected (or response for sft); also system, history and
+    input, which belong to the prompt (an empty name reads none), and pku_saferlhf's preference."""
+    prompt_in_response: Literal["refuse", "strip", "keep"] = "refuse"
+    """Where most responses begin with the whole prompt: stop, take it out of them, or leave it."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that is broken: stop with file, line and reason, or skip it and count it."""
     on_long_row: Literal["error", "skip"] = "error"

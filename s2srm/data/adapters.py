@@ -1,231 +1,192 @@
 """One adapter for each data format: a row's columns -> prompt, chosen and rejected.
 
     columns           prompt, chosen, rejected (or response), text or lists of messages; renamed by
-                      data.columns
+                      data.columns; or one column of messages, whose last is the response
     pku_saferlhf      prompt, response_0, response_1 and better_response_id; with data.columns
                       {preference: safer_response_id} the safer response is the chosen one
-    anthropic_hh      chosen and rejected as whole dialogues; or prompt, chosen, rejected with the
-                      dialogue in prompt
+    anthropic_hh      dialogues of "\\n\\nHuman: ...\\n\\nAssistant: ..." in prompt, or whole in
+                      chosen and rejected, or both
     tldr_comparisons  info.{subreddit, title, post}, summaries[].text, choice
     ultrafeedback     chosen and rejected as lists of messages that share all but the last
 
-Left out: scores, and picking pairs from more than two responses.
+In every format a column `system` is the system turn and a column `history` the turns before the
+prompt. Left out: scores, and picking pairs from more than two responses.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from s2srm.data.fields import (
-    BadRow,
-    Fields,
-    kind,
-    pair_of,
+from s2srm.data.base import Adapter, Pair
+from s2srm.data.columns import KEYS, carries_prompt, did_you_mean, name_columns
+from s2srm.data.dialogues import (
+    dialogue_prompt,
+    dialogue_response,
+    is_dialogue,
+    is_dialogue_prompt,
+)
+from s2srm.data.fields import BadRow, Fields, kind, optional_text, text_of
+from s2srm.data.messages import (
+    Turns,
+    first_difference,
+    holds_messages,
+    join,
     prompt_of,
     response_of,
-    text_of,
-    zero_or_one,
+    turns_of,
 )
-from s2srm.data.schema import Message, Need, PromptText
+from s2srm.data.schema import Need, PromptText
+from s2srm.data.two_responses import PKUSafeRLHF, TLDRComparisons
 from s2srm.errors import UserError
-
-Pair = tuple[PromptText, str, str]
-
-_KEYS = ("prompt", "chosen", "rejected", "response", "preference")
-_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_HH_ROLE = {"Human": "user", "Assistant": "assistant"}
-_HH_LAST = "\n\nAssistant:"
-
-
-class Adapter(ABC):
-    """What every format offers; prompt, preference and demonstration raise BadRow."""
-
-    name: str
-    prompt_columns: tuple[str, ...]
-    pair_columns: tuple[str, ...]
-
-    def required(self, need: Need, response_column: str) -> tuple[str, ...]:
-        """Columns without which no row can be used."""
-        if need == "prompt":
-            return self.prompt_columns
-        if need == "demonstration" and response_column != "chosen":
-            return (*self.prompt_columns, response_column)
-        return self.pair_columns
-
-    @abstractmethod
-    def prompt(self, row: Fields) -> PromptText:
-        """The prompt alone."""
-
-    @abstractmethod
-    def preference(self, row: Fields) -> Pair:
-        """Prompt, chosen, rejected."""
-
-    def demonstration(self, row: Fields, response_column: str) -> tuple[PromptText, str]:
-        """Prompt and the response to imitate: the chosen one, or the column `response`."""
-        if response_column == "chosen":
-            return self.preference(row)[:2]
-        return self.prompt(row), text_of(row, response_column)
 
 
 class Columns(Adapter):
-    """Columns prompt, chosen and rejected (or response), under these or other names."""
+    """Columns prompt, chosen and rejected (or response), under these or other names.
+
+    A prompt is text or messages; a response is text, or messages of which it is the last. The
+    messages before it and the prompt must agree; see messages.join. A column of messages alone
+    holds prompt and response.
+    """
 
     name = "columns"
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self.names = {key: names.get(key, key) for key in _KEYS}
-        self.prompt_columns = (self.names["prompt"],)
-        self.pair_columns = tuple(self.names[key] for key in ("prompt", "chosen", "rejected"))
+    def required(self, need: Need, response_column: str) -> dict[str, str]:
+        names = self.names
+        lead = {"prompt": names.prompt} if names.prompt else {}
+        if need == "preference":
+            return {**lead, "chosen": names.chosen, "rejected": names.rejected}
+        if need == "prompt":
+            return lead or {"messages": (self._wholes() or [names.chosen])[0]}
+        answer = names.answer(response_column, self.columns)
+        key = "messages" if answer == names.conversation else response_column
+        return {**lead, key: answer}
 
-    def required(self, need: Need, response_column: str) -> tuple[str, ...]:
-        if need == "demonstration":
-            return (*self.prompt_columns, self.names[response_column])
-        return super().required(need, response_column)
+    def reads(self, need: Need, response_column: str) -> list[str]:
+        whole = self.names.whole or self.names.conversation
+        also = self._wholes() if need == "prompt" and whole else []
+        return [*super().reads(need, response_column), *also]
 
     def prompt(self, row: Fields) -> PromptText:
-        return prompt_of(row, self.names["prompt"])
+        for column in self._wholes():
+            if self.names.prompt is None or carries_prompt(row.get(column)):
+                return self._join(row, self._turns_before_response(row, column), column)
+        return self._join(row, (), self.names.chosen)
 
     def preference(self, row: Fields) -> Pair:
-        return pair_of(row, *self.pair_columns)
+        columns = (self.names.chosen, self.names.rejected)
+        parts = [self._response(row, column) for column in columns]
+        leads = [lead for lead, _ in parts]
+        prompts = [
+            self._join(row, lead, column)
+            for lead, column in zip(leads, columns, strict=True)
+            if lead or not any(leads)
+        ]
+        compared = leads if self.names.prompt is None else prompts
+        if compared[0] != compared[-1]:
+            raise BadRow(
+                f"columns {' and '.join(map(repr, columns))} differ before their last message: "
+                f"{first_difference(*leads)}"
+            )
+        return prompts[0], parts[0][1], parts[1][1]
 
     def demonstration(self, row: Fields, response_column: str) -> tuple[PromptText, str]:
-        lead, response = response_of(row, self.names[response_column])
-        return lead or self.prompt(row), response
+        column = self.names.answer(response_column, self.columns)
+        lead, response = self._response(row, column)
+        return self._join(row, lead, column), response
+
+    def _wholes(self) -> list[str]:
+        """Columns that may hold prompt and response together."""
+        names = self.names
+        return [c for c in (names.conversation, names.chosen, names.response) if c in self.columns]
+
+    def _join(self, row: Fields, lead: Turns, column: str) -> PromptText:
+        """The prompt from its own columns and from the turns before a response."""
+        own = self.names.prompt
+        if own is None:
+            if not lead:
+                raise BadRow(f"column {column!r} holds no turn before the response, so no prompt")
+            return self.in_context(row, lead)
+        if holds_messages(row.get(own)):
+            return join(self.in_context(row, prompt_of(row, own)), lead, column)
+        return join(self.in_context(row, self._text_prompt(row, own, lead)), lead, column)
+
+    def _text_prompt(self, row: Fields, column: str, lead: Turns) -> PromptText:
+        """A prompt that is text; lead are the turns that the response brings along."""
+        text = text_of(row, column)
+        more = optional_text(row, self.names.input) if self.names.input else None
+        return text if more is None else f"{text}\n{more}"
+
+    def _response(self, row: Fields, column: str) -> tuple[Turns, str]:
+        """A response and the turns before it that stand in the same column."""
+        if column == self.names.conversation and not holds_messages(row.get(column)):
+            raise BadRow(f"column {column!r} holds {kind(row.get(column))}, not a list of messages")
+        lead, text = response_of(row, column)
+        if not holds_messages(row[column]) and is_dialogue(text):
+            raise BadRow(
+                f"column {column!r} holds a whole dialogue of 'Human:' and 'Assistant:'; "
+                "data.format anthropic_hh takes its last turn for the response"
+            )
+        return lead, text
+
+    def _turns_before_response(self, row: Fields, column: str) -> Turns:
+        if not holds_messages(row.get(column)):
+            return self._response(row, column)[0]
+        turns = turns_of(row, column)
+        return turns[:-1] if turns[-1].role == "assistant" else turns
 
 
-class PKUSafeRLHF(Adapter):
-    """Two responses and the number of the better or of the safer one."""
+class UltraFeedback(Columns):
+    """Conversations as lists of messages; the last message of each is the response."""
 
-    name = "pku_saferlhf"
-    prompt_columns = ("prompt",)
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self.choice = names.get("preference", "better_response_id")
-        self.pair_columns = ("prompt", "response_0", "response_1", self.choice)
-
-    def prompt(self, row: Fields) -> PromptText:
-        return text_of(row, "prompt")
-
-    def preference(self, row: Fields) -> Pair:
-        better = zero_or_one(row, self.choice)
-        texts = [text_of(row, "response_0"), text_of(row, "response_1")]
-        return self.prompt(row), texts[better], texts[1 - better]
+    name = "ultrafeedback"
 
 
-class AnthropicHH(Adapter):
-    """Dialogues written as "\\n\\nHuman: ...\\n\\nAssistant: ..."; the last turn is the response.
+class AnthropicHH(Columns):
+    """Dialogues as text; the last turn is the response where chosen and rejected are whole.
 
     The prompt becomes messages, so that a chat template can write it; the plain template writes
-    it back in the same form. Turns are stripped, and two turns of one speaker in a row (a few real
-    rows) are joined by an empty line, because some chat templates demand that speakers alternate.
+    it back in the same form.
     """
 
     name = "anthropic_hh"
 
-    def __init__(self, prompt_column: bool) -> None:
-        self.prompt_column = prompt_column
-        self.prompt_columns = ("prompt",) if prompt_column else ("chosen",)
-        lead = ("prompt",) if prompt_column else ()
-        self.pair_columns = (*lead, "chosen", "rejected")
-
-    def required(self, need: Need, response_column: str) -> tuple[str, ...]:
-        if need == "demonstration":
-            return tuple(c for c in (*self.pair_columns, response_column) if c != "rejected")
-        return super().required(need, response_column)
-
-    def prompt(self, row: Fields) -> PromptText:
-        if self.prompt_column:
-            return _hh_prompt(text_of(row, "prompt"))
-        return self._dialogue(row, "chosen")[0]
-
-    def preference(self, row: Fields) -> Pair:
-        if self.prompt_column:
-            return self.prompt(row), text_of(row, "chosen"), text_of(row, "rejected")
-        chosen, rejected = self._dialogue(row, "chosen"), self._dialogue(row, "rejected")
-        if chosen[0] != rejected[0]:
-            raise BadRow("chosen and rejected differ before their last Assistant turn")
-        return chosen[0], chosen[1], rejected[1]
-
-    def demonstration(self, row: Fields, response_column: str) -> tuple[PromptText, str]:
-        if self.prompt_column:
-            return self.prompt(row), text_of(row, response_column)
-        return self._dialogue(row, response_column)
-
-    def _dialogue(self, row: Fields, column: str) -> tuple[tuple[Message, ...], str]:
+    def _text_prompt(self, row: Fields, column: str, lead: Turns) -> PromptText:
         text = text_of(row, column)
-        cut = text.rfind(_HH_LAST)
-        if cut < 0 or not _is_hh(text):
-            raise BadRow(f"column {column!r} is not a dialogue of 'Human:' and 'Assistant:' turns")
-        response = text[cut + len(_HH_LAST) :].strip()
-        if not response or "\n\nHuman:" in response:
-            raise BadRow(f"column {column!r} does not end in an Assistant turn with text")
-        return _hh_prompt(text[: cut + len(_HH_LAST)]), response
+        is_question = bool(lead) and not text.lstrip().startswith("Human:")
+        return text if is_question else dialogue_prompt(text, column)
+
+    def _response(self, row: Fields, column: str) -> tuple[Turns, str]:
+        if holds_messages(row.get(column)):
+            return response_of(row, column)
+        text = text_of(row, column)
+        if self.names.prompt is None or is_dialogue(text):
+            return dialogue_response(text, column)
+        return (), text
 
 
-class TLDRComparisons(Adapter):
-    """openai/summarize_from_feedback, subset comparisons; the usual TL;DR prompt."""
-
-    name = "tldr_comparisons"
-    prompt_columns = ("info",)
-    pair_columns = ("info", "summaries", "choice")
-
-    def prompt(self, row: Fields) -> PromptText:
-        info = row.get("info")
-        if not isinstance(info, Mapping):
-            raise BadRow(f"column 'info' holds {kind(info)}, not an object")
-        texts = {key: text_of(info, key, "info.").strip() for key in ("subreddit", "title", "post")}
-        return (
-            f"SUBREDDIT: r/{texts['subreddit']}\n\nTITLE: {texts['title']}\n\n"
-            f"POST: {texts['post']}\n\nTL;DR:"
-        )
-
-    def preference(self, row: Fields) -> Pair:
-        better = zero_or_one(row, "choice")
-        summaries = row.get("summaries")
-        if not isinstance(summaries, list) or len(summaries) != 2:
-            raise BadRow("column 'summaries' must hold a list of two")
-        if not all(isinstance(s, Mapping) for s in summaries):
-            raise BadRow("column 'summaries' must hold objects with a field 'text'")
-        texts = [text_of(s, "text", f"summaries[{i}].").strip() for i, s in enumerate(summaries)]
-        return self.prompt(row), texts[better], texts[1 - better]
-
-
-class UltraFeedback(Adapter):
-    """Conversations as lists of messages; the last message of each is the response."""
-
-    name = "ultrafeedback"
-    prompt_columns = ("chosen",)
-    pair_columns = ("chosen", "rejected")
-
-    def prompt(self, row: Fields) -> PromptText:
-        return response_of(row, "chosen")[0] or prompt_of(row, "prompt")
-
-    def preference(self, row: Fields) -> Pair:
-        return pair_of(row, "prompt", "chosen", "rejected")
-
-
-def detect(columns: Sequence[str], row: Fields | None = None) -> str:
+def detect(
+    columns: Sequence[str], row: Fields | None = None, names: Mapping[str, str] | None = None
+) -> str:
     """Format of a data set by the names of its columns and, where they leave it open, a row.
 
     A prompt or a chosen text that is written as Human/Assistant turns makes it anthropic_hh;
-    lists of messages make it ultrafeedback; everything else is columns.
+    lists of messages make it ultrafeedback; everything else is columns. names is data.columns.
     """
-    have = set(columns)
-    if {"response_0", "response_1"} <= have:
-        return "pku_saferlhf"
-    if {"info", "summaries"} <= have:
-        return "tldr_comparisons"
-    lead = (row or {}).get("prompt" if "prompt" in have else "chosen")
-    if isinstance(lead, str) and _is_hh(lead):
+    have, row, names = set(columns), row or {}, names or {}
+    if not set(names) & {"prompt", "chosen", "rejected", "response"}:
+        if {"response_0", "response_1"} <= have:
+            return "pku_saferlhf"
+        if {"info", "summaries"} <= have:
+            return "tldr_comparisons"
+    prompt, chosen, response = (
+        row.get(names.get(key, key)) for key in ("prompt", "chosen", "response")
+    )
+    if isinstance(prompt, str) and is_dialogue_prompt(prompt):
         return "anthropic_hh"
-    if {"chosen", "rejected"} <= have:
-        if isinstance((row or {}).get("chosen"), list) or "score_chosen" in have:
-            return "ultrafeedback"
-        if "prompt" not in have:
-            return "anthropic_hh"
+    if any(isinstance(text, str) and is_dialogue(text) for text in (chosen, response)):
+        return "anthropic_hh"
+    if {"chosen", "rejected"} <= have and (isinstance(chosen, list) or "score_chosen" in have):
+        return "ultrafeedback"
     return "columns"
 
 
@@ -234,52 +195,23 @@ def make_adapter(
 ) -> Adapter:
     """The adapter for config.DataFormat; `auto` is detected. names is data.columns."""
     for key in names:
-        if key not in _KEYS:
+        if key not in KEYS:
             raise UserError(
-                f"data.columns: unknown key {key!r}{did_you_mean(key, _KEYS)}; "
-                f"known keys are {', '.join(_KEYS)}"
+                f"data.columns: unknown key {key!r}{did_you_mean(key, KEYS)}; "
+                f"known keys are {', '.join(KEYS)}"
             )
     if data_format == "auto":
-        data_format = "columns" if set(names) - {"preference"} else detect(columns, row)
+        data_format = detect(columns, row, names)
+    whole = data_format not in ("columns", "anthropic_hh", "ultrafeedback")
+    named = name_columns(names, columns, row or {}, whole)
     if data_format == "columns":
-        return Columns(names)
+        return Columns(named, columns)
     if data_format == "pku_saferlhf":
-        return PKUSafeRLHF(names)
+        return PKUSafeRLHF(named, columns, names.get("preference", "better_response_id"))
     if data_format == "anthropic_hh":
-        return AnthropicHH("prompt" in columns)
+        return AnthropicHH(named, columns)
     if data_format == "tldr_comparisons":
-        return TLDRComparisons()
+        return TLDRComparisons(named, columns)
     if data_format == "ultrafeedback":
-        return UltraFeedback()
+        return UltraFeedback(named, columns)
     raise UserError(f"data.format {data_format!r} is unknown")
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _is_hh(text: str) -> bool:
-    return text.lstrip().startswith("Human:") and _HH_LAST in text
-
-
-def _hh_prompt(text: str) -> tuple[Message, ...]:
-    """A dialogue that ends in "Assistant:" -> its turns, those of one speaker in a row joined."""
-    _, *pieces = _HH_TURN.split(text.strip())
-    turns = [
-        (_HH_ROLE[speaker], content.strip())
-        for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)
-    ]
-    if not _is_hh(text) or turns[-1] != ("assistant", ""):
-        raise BadRow("prompt is not a dialogue that starts with 'Human:' and ends in 'Assistant:'")
-    messages: list[Message] = []
-    for role, content in turns[:-1]:
-        if messages and messages[-1].role == role:
-            joined = "\n\n".join(t for t in (messages[-1].content, content) if t)
-            messages[-1] = Message(role, joined)
-        else:
-            messages.append(Message(role, content))
-    if not any(m.content for m in messages):
-        raise BadRow("prompt holds turns without text")
-    return tuple(messages)

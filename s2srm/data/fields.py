@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from s2srm.data.schema import Message, PromptText
-
 Fields = Mapping[str, Any]
-
-_ROLES = ("system", "user", "assistant")
 
 
 class BadRow(ValueError):
@@ -26,8 +22,16 @@ def text_of(row: Fields, column: str, path: str = "") -> str:
         raise BadRow(f"{what} holds {kind(value)}, not text{_shown(value)}")
     if not value.strip():
         raise BadRow(f"{what} is empty")
-    _check_unicode(value, what)
+    check_unicode(value, what)
     return value
+
+
+def optional_text(row: Fields, column: str) -> str | None:
+    """A column's text, or None where it is missing, null or blank."""
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return text_of(row, column)
 
 
 def zero_or_one(row: Fields, column: str) -> int:
@@ -38,60 +42,12 @@ def zero_or_one(row: Fields, column: str) -> int:
     return int(value)
 
 
-def prompt_of(row: Fields, column: str) -> PromptText:
-    """A prompt, as text or as a list of messages."""
-    if isinstance(row.get(column), list):
-        return _messages(row[column], column)
-    return text_of(row, column)
-
-
-def response_of(row: Fields, column: str) -> tuple[tuple[Message, ...], str]:
-    """A response as text, or as the last of a list of messages together with those before it."""
-    if not isinstance(row.get(column), list):
-        return (), text_of(row, column)
-    messages = _messages(row[column], column)
-    if messages[-1].role != "assistant":
-        raise BadRow(f"the last message of {column!r} is from {messages[-1].role!r}")
-    if not messages[-1].content.strip():
-        raise BadRow(f"the last message of {column!r} is empty")
-    return messages[:-1], messages[-1].content
-
-
-def pair_of(row: Fields, prompt: str, chosen: str, rejected: str) -> tuple[PromptText, str, str]:
-    """Text or messages; messages before the last one are the prompt and must be the same."""
-    lead, better = response_of(row, chosen)
-    other_lead, worse = response_of(row, rejected)
-    if lead != other_lead:
-        raise BadRow(f"columns {chosen!r} and {rejected!r} differ before their last message")
-    return lead or prompt_of(row, prompt), better, worse
-
-
 def kind(value: Any) -> str:
     """Name of a value's type, as JSON's null where there is none."""
     return "null" if value is None else type(value).__name__
 
 
-def _messages(value: list[Any], column: str) -> tuple[Message, ...]:
-    if not value:
-        raise BadRow(f"column {column!r} is an empty list of messages")
-    turns: list[Message] = []
-    for number, item in enumerate(value):
-        place = f"{column}[{number}]"
-        if not isinstance(item, Mapping):
-            raise BadRow(f"{place} is {kind(item)}, not an object with role and content")
-        role, content = item.get("role"), item.get("content")
-        if role not in _ROLES:
-            raise BadRow(f"{place}.role is {role!r:.40}, not one of {', '.join(_ROLES)}")
-        if not isinstance(content, str):
-            raise BadRow(f"{place}.content holds {kind(content)}, not text")
-        _check_unicode(content, f"{place}.content")
-        turns.append(Message(role, content))
-    if not any(turn.content.strip() for turn in turns):
-        raise BadRow(f"column {column!r} holds messages without text")
-    return tuple(turns)
-
-
-def _check_unicode(text: str, what: str) -> None:
+def check_unicode(text: str, what: str) -> None:
     """JSON can spell half of a surrogate pair, which no tokenizer can read."""
     try:
         text.encode("utf-8")

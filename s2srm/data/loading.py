@@ -10,15 +10,21 @@ exactly zero, and as a correction example it teaches the reward model to copy wh
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from s2srm.config import DataConfig
-from s2srm.data.adapters import Adapter, did_you_mean, make_adapter
+from s2srm.data.adapters import make_adapter
+from s2srm.data.base import Adapter
+from s2srm.data.columns import CONTEXT_KEYS, missing_column, unread_prompt_columns
 from s2srm.data.fields import BadRow, Fields
-from s2srm.data.readers import Row, read_rows
-from s2srm.data.schema import Demonstration, LoadReport, Need, Preference, Prompt
+from s2srm.data.readers import read_rows
+from s2srm.data.repetition import check_repetition, strip_prompt
+from s2srm.data.schema import Demonstration, LoadReport, Need, Preference, Prompt, Row
 from s2srm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -30,12 +36,18 @@ def load_preferences(cfg: DataConfig) -> tuple[list[Preference], LoadReport]:
     """Triples (prompt, chosen, rejected). UserError for a path, column or row that is wrong."""
 
     def convert(adapter: Adapter, row: Fields, where: str) -> Preference:
-        prompt, chosen, rejected = adapter.preference(row)
+        prompt, *texts = adapter.preference(row)
+        if cfg.prompt_in_response == "strip":
+            texts = [strip_prompt(prompt, text) for text in texts]
+        chosen, rejected = texts
         if chosen == rejected:
             raise BadRow("chosen and rejected are the same text, so there is no preference")
         return Preference(prompt, chosen, rejected, where)
 
-    return _load(cfg, "preference", "chosen", convert)
+    rows, report = _load(cfg, "preference", "chosen", convert)
+    if cfg.prompt_in_response == "refuse":
+        check_repetition(cfg, [(r.prompt, (r.chosen, r.rejected), r.where) for r in rows])
+    return rows, report
 
 
 def load_demonstrations(
@@ -44,9 +56,15 @@ def load_demonstrations(
     """Prompts with the response to imitate: the chosen one, or the column `response`."""
 
     def convert(adapter: Adapter, row: Fields, where: str) -> Demonstration:
-        return Demonstration(*adapter.demonstration(row, response_column), where)
+        prompt, response = adapter.demonstration(row, response_column)
+        if cfg.prompt_in_response == "strip":
+            response = strip_prompt(prompt, response)
+        return Demonstration(prompt, response, where)
 
-    return _load(cfg, "demonstration", response_column, convert)
+    rows, report = _load(cfg, "demonstration", response_column, convert)
+    if cfg.prompt_in_response == "refuse":
+        check_repetition(cfg, [(r.prompt, (r.response,), r.where) for r in rows])
+    return rows, report
 
 
 def load_prompts(cfg: DataConfig) -> tuple[list[Prompt], LoadReport]:
@@ -70,10 +88,12 @@ def _load(
     head = list(itertools.islice(rows, _PEEK_ROWS))
     adapter: Adapter | None = None
     good: list[T] = []
+    columns: dict[str, None] = {}
     num_rows = num_bad = 0
     first_bad: str | None = None
     for row in itertools.chain(head, rows):
         num_rows += 1
+        columns.update(dict.fromkeys(row.data))
         try:
             if row.error is not None:
                 raise BadRow(row.error)
@@ -88,9 +108,10 @@ def _load(
             first_bad = first_bad or f"{row.where}: {bad}"
         if len(good) == cfg.limit:
             break
-    if not good:
+    if adapter is None or not good:
         why = f"{num_rows} rows, all bad; the first: {first_bad}" if num_rows else "it has no rows"
         raise UserError(f"data path {cfg.path!r} gives nothing to use: {why}")
+    _log_columns(cfg, adapter, adapter.reads(need, response_column), list(columns))
     return good, LoadReport(num_rows, num_bad, first_bad)
 
 
@@ -98,13 +119,30 @@ def _adapter(
     cfg: DataConfig, head: list[Row], row: Row, need: Need, response_column: str
 ) -> Adapter:
     """The format's adapter, after a check that the columns it needs are there at all."""
-    columns = list(dict.fromkeys(key for peeked in (*head, row) for key in peeked.data))
-    adapter = make_adapter(cfg.format, cfg.columns, columns, row.data)
-    missing = [c for c in adapter.required(need, response_column) if c not in columns]
-    if missing:
-        raise UserError(
-            f"{row.source}: no column {missing[0]!r}, which format {adapter.name} needs; "
-            f"found {', '.join(map(repr, columns)) or 'none'}"
-            f"{did_you_mean(missing[0], columns)}"
-        )
+    sample: dict[str, Any] = {}
+    for peeked in (*head, row):
+        for column, value in peeked.data.items():
+            if sample.get(column) in (None, "", []):
+                sample[column] = value
+    columns = list(sample)
+    adapter = make_adapter(cfg.format, cfg.columns, columns, sample)
+    context = {key: cfg.columns[key] for key in CONTEXT_KEYS if cfg.columns.get(key)}
+    for part, column in {**adapter.required(need, response_column), **context}.items():
+        if column not in columns:
+            raise missing_column(row.source, part, column, adapter.name, need, sample)
     return adapter
+
+
+def _log_columns(cfg: DataConfig, adapter: Adapter, reads: list[str], columns: list[str]) -> None:
+    """One line; a warning where a column that is not read may belong to the prompt."""
+    unread = [c for c in columns if c not in reads]
+    suspects = unread_prompt_columns(unread, adapter.names, cfg.columns)
+    logger.log(
+        logging.WARNING if suspects else logging.INFO,
+        "%s: format %s reads %s%s%s",
+        cfg.path,
+        adapter.name,
+        ", ".join(c for c in columns if c in reads),
+        f"; not read: {', '.join(unread[:12])}{', ...' * (len(unread) > 12)}" if unread else "",
+        f"; may belong to the prompt: {', '.join(suspects)} (see data.columns)" if suspects else "",
+    )

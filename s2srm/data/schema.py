@@ -1,12 +1,27 @@
-"""What a row of any data set becomes before it is tokenised.
+"""A row as it is read, and what it becomes before it is tokenised.
 
 Left out: scores, tags and every other column; a row is its texts and the place it came from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was read. error says why it could not be read; data is empty then."""
+
+    source: str
+    place: str
+    data: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def where(self) -> str:
+        """file:12, or file.parquet row 12."""
+        return self.source + self.place
 
 
 @dataclass(frozen=True)

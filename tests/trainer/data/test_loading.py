@@ -79,7 +79,8 @@ def test_missing_column_is_named_with_those_there(tmp_path: Path, on_bad_row: An
         load_preferences(DataConfig(path=path, on_bad_row=on_bad_row))
     assert str(caught.value) == (
         f"{path}: no column 'chosen', which format columns needs; "
-        "found 'prompt', 'choosen', 'rejected'; did you mean 'choosen'?"
+        "found 'prompt', 'choosen', 'rejected'; did you mean 'choosen'? "
+        "(--data.columns.chosen choosen)"
     )
 
 
