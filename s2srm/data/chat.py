@@ -6,11 +6,12 @@ every response is rendered in its conversation, and its ids are those that come 
 
 Where the prompt ends, the first of these whose tokens begin those of the whole:
 
-    1. with the generation prompt, as the model is sampled. What the template puts between it and
-       the answer belongs to the response: Llama 2's space, Qwen3's empty <think> block.
-    2. where the answer's text begins, but for spaces: templates that ignore add_generation_prompt
-       or write another one than stands before an answer (DeepSeek-R1: "<think>"). This one is
-       logged if the template does know generation prompts.
+    1. with the generation prompt, as the model is sampled, but for spaces at its end: they belong
+       to the response, as in " word". So does what the template puts between the two: Llama 2's
+       space, Qwen3's empty <think> block.
+    2. where the answer's text begins, again but for spaces: templates that ignore
+       add_generation_prompt or write another one than stands before an answer (DeepSeek-R1:
+       "<think>"). This one is logged if the template does know generation prompts.
     3. as 2, but for any white space: tokenizers that read a line break as a space.
 
 The response ends with the token that the template writes after an answer, special or only added.
@@ -53,6 +54,9 @@ logger = logging.getLogger(__name__)
 _ANSWER = "\U000ff001"
 _EARLIER = "\U000ff002"
 _USER = Message("user", "\U000ff003")
+
+# What answers begin with.
+_TYPICAL = ("I", "The", "Yes", "a")
 
 Cut = Literal["generation prompt", "spaces", "white space"]
 
@@ -133,7 +137,9 @@ def encode_chat_answer(
         return encode_rendered(tokenizer, Rendered(text, masks), form.control)
 
     # Control tokens cut a text: what stands before the last of them does not change the rest.
-    start = max(0, *(prompt.rfind(token) for token in form.frame)) if tokenizer.is_fast else 0
+    start = 0
+    if tokenizer.is_fast:
+        start = max([0, *(prompt.rfind(token) for token in form.frame)])
     before, ids = encode(prompt[start:]), encode(whole[start:])
     if ids[: len(before)] == before:
         ids = ids[len(before) :]
@@ -203,12 +209,17 @@ def _find_cut(
     if before.startswith(generation) and (
         generation != bare or not before[len(generation) :].strip()
     ):
-        places = {"generation prompt": generation, **places}
-    whole = encode(_to_end_of_turn(form, before + "Yes" + form.after))
+        places = {"generation prompt": generation.rstrip(" "), **places}
+    wholes = [encode(_to_end_of_turn(form, before + a + form.after)) for a in _TYPICAL]
+    if form.end and wholes[0][-1] != form.eos_id:
+        raise UserError(
+            f"the chat template ends turns with {form.end!r}, which the tokenizer does not read as "
+            "one token behind a text: add it with normalized=False"
+        )
     fits: list[Cut] = []
     for cut, text in places.items():
         ids = encode(text)
-        if whole[: len(ids)] == ids:
+        if all(whole[: len(ids)] == ids for whole in wholes):
             fits.append(cut)
     cut = [*fits, *places][0]
     if generation not in (bare, places[cut]) and generation.rstrip() != places[cut].rstrip():
@@ -235,16 +246,23 @@ def _markup(tokenizer: PreTrainedTokenizerBase, written: Sequence[str]) -> froze
 def _end_of_turn(
     tokenizer: PreTrainedTokenizerBase, control: ControlTokens, after: str
 ) -> tuple[str, str]:
-    """(white space, token) if a control token is the first text after an answer, else "", ""."""
-    stripped = after.lstrip()
-    found = control.literal.match(stripped)
-    if found is None:
+    """(text before it, token) of the control token that ends the turn of an answer, or "", "".
+
+    Only white space may stand before it, and other control tokens if it is the tokenizer's EOS
+    (Command A: "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>").
+    """
+    start = len(after) - len(after.lstrip())
+    run: list[tuple[str, str]] = []
+    while (found := control.literal.match(after, start)) is not None:
+        run.append((after[:start], found.group(0)))
+        start = found.end()
+    if not run:
         return "", ""
-    token_id = control.ids[found.group(0)]
+    for lead, token in run:
+        if control.ids[token] == tokenizer.eos_token_id:
+            return lead, token
     # A template without an end of turn may begin the next turn with BOS.
-    if token_id == tokenizer.bos_token_id and token_id != tokenizer.eos_token_id:
-        return "", ""
-    return after[: len(after) - len(stripped)], found.group(0)
+    return ("", "") if control.ids[run[0][1]] == tokenizer.bos_token_id else run[0]
 
 
 def _to_end_of_turn(form: ChatForm, whole: str) -> str:
@@ -259,9 +277,7 @@ def _to_end_of_turn(form: ChatForm, whole: str) -> str:
     raise UserError("the chat template does not end this response as it ends others")
 
 
-def _prompt_text(
-    tokenizer: PreTrainedTokenizerBase, cut: Cut, messages: Sequence[Message]
-) -> str:
+def _prompt_text(tokenizer: PreTrainedTokenizerBase, cut: Cut, messages: Sequence[Message]) -> str:
     if messages[-1].role == "assistant":
         raise UserError(
             "the prompt's last turn is the assistant's, which a response cannot follow: "
@@ -272,7 +288,7 @@ def _prompt_text(
     if cut == "generation prompt":
         generation = _render(tokenizer, messages, generation=True)
         if before.startswith(generation):
-            return generation
+            return generation.rstrip(" ")
         _warn_once(
             "the chat template writes some prompts otherwise when an answer follows (a system "
             "turn may be missing); its text for the whole conversation is what counts"
@@ -286,9 +302,7 @@ def _render(
     """The chat template's text. UserError with the template's words if it refuses or fails."""
     chat = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=generation
-        )
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
     except Exception as error:  # a template is a program, and may fail in any way
         words = " ".join(str(error).split())
         if type(error) is jinja2.TemplateError:  # what its raise_exception raises

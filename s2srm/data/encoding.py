@@ -78,8 +78,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     ids = _encode(tokenizer, text, split_special_tokens=True)
     control = control_tokens(tokenizer)
-    if not control.never.isdisjoint(ids):
-        _refuse_control(control, ids)
+    _check_control(control, ids, [])
     return ids
 
 
@@ -95,10 +94,10 @@ def encode_rendered(
 
     UserError if the tokenizer can write a part of the content as a control token only.
     """
-    written = sum(control.ids[t] in control.never for t in control.literal.findall(rendered.text))
+    written = [control.ids[token] for token in control.literal.findall(rendered.text)]
     if not any(mask in rendered.text for mask in rendered.masks):
         ids = encode_markup(tokenizer, rendered.text)
-        if sum(map(control.never.__contains__, ids)) <= written:
+        if sum(map(control.never.__contains__, ids)) <= len(written):
             return ids
         # A normalizer made a control token of the content, as a lowercasing one does of "<EOS>".
     renamed = _renamed.setdefault(tokenizer, {})
@@ -106,8 +105,7 @@ def encode_rendered(
     if markup not in renamed:
         renamed[markup] = _Renamed(tokenizer, control)
     ids = renamed[markup].encode(rendered)
-    if sum(map(control.never.__contains__, ids)) > written:
-        _refuse_control(control, ids)
+    _check_control(control, ids, written)
     return ids
 
 
@@ -178,10 +176,16 @@ class _Renamed:
     def encode(self, rendered: Rendered) -> list[int]:
         if any(name in rendered.text for name in self._names.values()):
             raise UserError("the text contains control tokens' text and private-use characters")
-        text = self._literal.sub(lambda match: self._names[match.group(0)], rendered.text)
+        text, num_written = self._literal.subn(
+            lambda match: self._names[match.group(0)], rendered.text
+        )
         for mask, token in rendered.masks.items():
             text = text.replace(mask, token)
         ids = self._backend.encode(text, add_special_tokens=False).ids
+        if sum(i in self._ids for i in ids) != num_written:
+            raise UserError(
+                "the tokenizer misses control tokens inside a text: add them with normalized=False"
+            )
         return [self._ids.get(i, i) for i in ids]
 
 
@@ -220,9 +224,15 @@ def _find_control_tokens(
     return ControlTokens(ids, pattern, literal, frozenset(never))
 
 
-def _refuse_control(control: ControlTokens, ids: list[int]) -> None:
-    token = next(t for t, i in control.ids.items() if i in control.never and i in ids)
-    raise UserError(f"the text contains {token!r}, which this tokenizer can only read as markup")
+def _check_control(control: ControlTokens, ids: list[int], written: list[int]) -> None:
+    """UserError if there are more control tokens in ids than those that the template wrote."""
+    if control.never.isdisjoint(ids):
+        return
+    for token, token_id in control.ids.items():
+        if token_id in control.never and ids.count(token_id) > written.count(token_id):
+            raise UserError(
+                f"the text contains {token!r}, which this tokenizer can only read as markup"
+            )
 
 
 def _encode(
