@@ -25,11 +25,11 @@ Left out: tools, documents and images; dates that a template takes from the cloc
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import jinja2
@@ -51,14 +51,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Stand for the last answer and for an earlier one; a chat template passes them on.
-_ANSWER = "\U000ff001"
-_EARLIER = "\U000ff002"
+_ANSWER = Message("assistant", "\U000ff001")
+_EARLIER = Message("assistant", "\U000ff002")
 _USER = Message("user", "\U000ff003")
 
 # What answers begin with.
 _TYPICAL = ("I", "The", "Yes", "a")
 
+T = TypeVar("T")
 Cut = Literal["generation prompt", "spaces", "white space"]
+
+
+class Latest:
+    """The latest value of each name, kept for as long as its key stays the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, Any]] = {}
+
+    def get(self, name: str, key: Any, compute: Callable[[], T]) -> T:
+        if name not in self._known or self._known[name][0] != key:
+            self._known[name] = (key, compute())
+        return self._known[name][1]
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,7 @@ class ChatForm:
     lead, end  between the last answer and its end-of-turn token, and that token; "" if none
     after      all that follows the last answer
     eos_id     ends a response; None if the template writes no end of turn
+    latest     the latest prompt and its ids: the responses of a row ask for them again
     """
 
     control: ControlTokens
@@ -80,6 +94,7 @@ class ChatForm:
     end: str
     after: str
     eos_id: int | None
+    latest: Latest = field(default_factory=Latest, compare=False, repr=False)
 
 
 _forms: WeakKeyDictionary[Any, dict[str, ChatForm]] = WeakKeyDictionary()
@@ -115,8 +130,8 @@ def encode_chat_prompt(
     """Ids of a conversation up to where the answer begins. UserError if it cannot have one."""
     form = chat_form(tokenizer)
     masked, masks = _masked(form.control, messages)
-    text = _prompt_text(tokenizer, form.cut, masked)
-    return encode_rendered(tokenizer, Rendered(text, masks), form.control)
+    text = _prompt_text(tokenizer, form, masked)
+    return list(_head_ids(tokenizer, form, "prompt", Rendered(text, masks)))
 
 
 def encode_chat_answer(
@@ -127,8 +142,10 @@ def encode_chat_answer(
     The end-of-turn token is left out. UserError if the template changes the prompt's text.
     """
     form = chat_form(tokenizer)
+    if not answer.strip():
+        return []  # whatever the template writes around it
     masked, masks = _masked(form.control, [*messages, Message("assistant", answer)])
-    prompt = _prompt_text(tokenizer, form.cut, masked[:-1])
+    prompt = _prompt_text(tokenizer, form, masked[:-1])
     whole = _to_end_of_turn(form, _render(tokenizer, masked))
     if not whole.startswith(prompt):
         raise UserError("the chat template writes the prompt otherwise before this response")
@@ -140,7 +157,9 @@ def encode_chat_answer(
     start = 0
     if tokenizer.is_fast:
         start = max([0, *(prompt.rfind(token) for token in form.frame)])
-    before, ids = encode(prompt[start:]), encode(whole[start:])
+    head = Rendered(prompt[start:], masks)
+    before = _head_ids(tokenizer, form, "head" if start else "prompt", head)
+    ids = encode(whole[start:])
     if ids[: len(before)] == before:
         ids = ids[len(before) :]
     else:
@@ -154,9 +173,9 @@ def encode_chat_answer(
 def encode_chat_separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
     """Ids from an answer's end of turn, over a user turn with the separator, to the next answer."""
     form = chat_form(tokenizer)
-    turns = (_USER, Message("assistant", _EARLIER), Message("user", separator))
+    turns = (_USER, _EARLIER, Message("user", separator))
     masked, masks = _masked(form.control, turns)
-    text = _around(_prompt_text(tokenizer, form.cut, masked), _EARLIER)[1]
+    text = _around(_prompt_text(tokenizer, form, masked), _EARLIER.content)[1]
     if form.end and text.startswith(form.lead + form.end):
         text = text[len(form.lead) :]  # it belongs to the response, as at the end of the chat
 
@@ -169,10 +188,10 @@ def encode_chat_separator(tokenizer: PreTrainedTokenizerBase, separator: str) ->
 
 
 def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
-    before, after = _around(_render(tokenizer, (_USER, Message("assistant", _ANSWER))), _ANSWER)
+    before, after = _around(_render(tokenizer, (_USER, _ANSWER)), _ANSWER.content)
     bare, generation = _render(tokenizer, (_USER,)), _render(tokenizer, (_USER,), generation=True)
-    turns = (_USER, Message("assistant", _EARLIER), _USER, Message("assistant", _ANSWER))
-    first, rest = _around(_render(tokenizer, turns), _EARLIER)
+    turns = (_USER, _EARLIER, _USER, _ANSWER)
+    first, rest = _around(_render(tokenizer, turns), _EARLIER.content)
     opening, between = first.partition(_USER.content)[0], rest.partition(_USER.content)[0]
     if generation != bare and first.startswith(generation):
         first = generation  # the rest is the answer's: an empty <think> block, which is text
@@ -277,23 +296,29 @@ def _to_end_of_turn(form: ChatForm, whole: str) -> str:
     raise UserError("the chat template does not end this response as it ends others")
 
 
-def _prompt_text(tokenizer: PreTrainedTokenizerBase, cut: Cut, messages: Sequence[Message]) -> str:
-    if messages[-1].role == "assistant":
-        raise UserError(
-            "the prompt's last turn is the assistant's, which a response cannot follow: "
-            "end it with a user turn"
-        )
-    whole = _render(tokenizer, [*messages, Message("assistant", _ANSWER)])
-    before, _ = _around(whole, _ANSWER)
-    if cut == "generation prompt":
-        generation = _render(tokenizer, messages, generation=True)
-        if before.startswith(generation):
-            return generation.rstrip(" ")
-        _warn_once(
-            "the chat template writes some prompts otherwise when an answer follows (a system "
-            "turn may be missing); its text for the whole conversation is what counts"
-        )
-    return before.rstrip(None if cut == "white space" else " ")
+def _prompt_text(
+    tokenizer: PreTrainedTokenizerBase, form: ChatForm, messages: Sequence[Message]
+) -> str:
+    def compute() -> str:
+        before, _ = _around(_render(tokenizer, [*messages, _ANSWER]), _ANSWER.content)
+        if form.cut == "generation prompt":
+            generation = _render(tokenizer, messages, generation=True)
+            if before.startswith(generation):
+                return generation.rstrip(" ")
+            _warn_once(
+                "the chat template writes some prompts otherwise when an answer follows (a system "
+                "turn may be missing); its text for the whole conversation is what counts"
+            )
+        return before.rstrip(None if form.cut == "white space" else " ")
+
+    return form.latest.get("text", messages, compute)
+
+
+def _head_ids(
+    tokenizer: PreTrainedTokenizerBase, form: ChatForm, name: str, head: Rendered
+) -> list[int]:
+    key = (head.text, tuple(head.masks.items()))
+    return form.latest.get(name, key, lambda: encode_rendered(tokenizer, head, form.control))
 
 
 def _render(

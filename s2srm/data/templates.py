@@ -92,6 +92,11 @@ class Template:
         Messages in a plain template become "\\n\\nHuman: ..\\n\\nAssistant:", with the text of a
         system message before them; text in a chat template becomes one user turn.
         """
+        if not isinstance(prompt, str) and prompt[-1].role == "assistant":
+            raise UserError(
+                "the prompt's last turn is the assistant's, which a response cannot follow: "
+                "end it with a user turn"
+            )
         if self.kind == "plain":
             text = prompt if isinstance(prompt, str) else plain_dialogue(prompt)
             return [*self.prompt_ids, *encode_text(tokenizer, text)]
