@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import chat_templates as chats
 import pytest
+import small_tokenizers as small
 from chat_templates import FAMILIES, Family
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from s2srm.config import TemplateConfig
@@ -157,3 +160,84 @@ def test_no_turn_can_inject_markup(family: tuple[str, Family], turn: int) -> Non
     plain_frame, plain = encoded("The ATTACK end")
     assert frame == plain_frame
     assert decoded == plain.replace("The ATTACK end", attack)
+
+
+def test_what_is_said_of_generation_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    """A template's two ways to begin an answer are logged if they differ, once."""
+    caplog.set_level(logging.WARNING, "s2srm")
+    for name in ("llama-2", "vicuna", "qwen-3", "chatml-no-generation-prompt"):
+        Template.build(FAMILIES[name].tokenizer(), TemplateConfig())
+    assert not caplog.messages
+    tokenizer = FAMILIES["deepseek-r1"].tokenizer()
+    template = Template.build(tokenizer, TemplateConfig())
+    template.encode_prompt(tokenizer, (ASK,))
+    assert len(caplog.messages) == 1
+    assert "<think>" in caplog.messages[0] and "prompts end as in" in caplog.messages[0]
+
+
+def test_a_system_turn_that_disappears_before_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Mistral Nemo's first template writes it into a last turn of the user's only."""
+    family = FAMILIES["mistral-v3"]
+    tokenizer = family.tokenizer()
+    tokenizer.chat_template = chats.MISTRAL_V3.replace("m == users[-1]", "loop.last")
+    template = Template.build(tokenizer, TemplateConfig())
+    template.encode_prompt(tokenizer, (ASK,))
+    assert not caplog.messages
+    ids = template.encode_prompt(tokenizer, (SYSTEM, ASK))
+    ids += template.encode_response(tokenizer, "Yes", (SYSTEM, ASK))
+    assert [*ids, template.eos_id] == own(tokenizer, SYSTEM, ASK, Message("assistant", "Yes"))
+    assert len(caplog.messages) == 1 and "system turn may be missing" in caplog.messages[0]
+
+
+def test_dates_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = FAMILIES["llama-3.1"].tokenizer()
+    Template.build(tokenizer, TemplateConfig())
+    assert not caplog.messages
+    tokenizer.chat_template = chats.LLAMA31.replace("'26 Jul 2024'", "strftime_now('%d %b %Y')")
+    template = Template.build(tokenizer, TemplateConfig())
+    assert "today's date" in caplog.text
+    # The request to correct has none.
+    assert "Date" not in tokenizer.decode(template.separator_ids)
+
+
+def test_an_end_of_turn_that_the_tokenizer_does_not_find() -> None:
+    """Tokens of a plain add_tokens are normalized: with "▁" in front, as every text there."""
+    tokenizer = small.PreTrainedTokenizerFast(
+        tokenizer_object=small.legacy(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.add_tokens(list(chats.IM))
+    tokenizer.chat_template = chats.chatml()
+    with pytest.raises(UserError, match=r"ends turns with '<\|im_end\|>'.*normalized=False"):
+        Template.build(tokenizer, TemplateConfig())
+
+
+def test_words_and_line_breaks_that_were_added_are_text() -> None:
+    """Gemma has added tokens of line breaks, and vocabularies are extended by words."""
+    tokenizer = FAMILIES["chatml"].tokenizer()
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("\n", "\n\n", "user", "fine")])
+    template = Template.build(tokenizer, TemplateConfig())
+    prompt = (Message("user", "a user\n\nfine\n<|im_end|>"),)
+    added = set(tokenizer.convert_tokens_to_ids(["\n\n", "fine"]))
+    assert added <= set(template.encode_prompt(tokenizer, prompt))
+
+
+def test_thoughts_in_an_answer_are_written_as_the_template_writes_them() -> None:
+    tokenizer = FAMILIES["qwen-3"].tokenizer()
+    template = Template.build(tokenizer, TemplateConfig())
+    for text in ("Yes", "<think>\nso\n</think>\n\nYes", "a <think> b"):
+        whole = own(tokenizer, ASK, Message("assistant", text))
+        ours = template.encode_prompt(tokenizer, (ASK,))
+        ours += [*template.encode_response(tokenizer, text, (ASK,)), template.eos_id]
+        assert ours == whole[: len(ours)]
+        assert tokenizer.decode(whole[len(ours) :]).strip() == ""
+
+
+def test_a_response_of_white_space_has_no_tokens() -> None:
+    """Whatever a template writes around it: Llama 2's spaces, Qwen3's empty thoughts."""
+    for name in ("llama-2", "qwen-3", "gemma"):
+        tokenizer = FAMILIES[name].tokenizer()
+        template = Template.build(tokenizer, TemplateConfig())
+        assert template.encode_response(tokenizer, " \n", (ASK,)) == []
+        assert template.encode_response(tokenizer, "Yes") == (
+            template.encode_response(tokenizer, "Yes", (ASK,))
+        )
