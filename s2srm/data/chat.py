@@ -228,7 +228,8 @@ def _find_cut(
     if before.startswith(generation) and (
         generation != bare or not before[len(generation) :].strip()
     ):
-        places = {"generation prompt": generation.rstrip(" "), **places}
+        first: dict[Cut, str] = {"generation prompt": generation.rstrip(" ")}
+        places = first | places
     wholes = [encode(_to_end_of_turn(form, before + a + form.after)) for a in _TYPICAL]
     if form.end and wholes[0][-1] != form.eos_id:
         raise UserError(
@@ -240,7 +241,7 @@ def _find_cut(
         ids = encode(text)
         if all(whole[: len(ids)] == ids for whole in wholes):
             fits.append(cut)
-    cut = [*fits, *places][0]
+    cut = fits[0] if fits else next(iter(places))
     if generation not in (bare, places[cut]) and generation.rstrip() != places[cut].rstrip():
         logger.warning(
             "the chat template begins an answer with %r in a conversation and with %r to generate "

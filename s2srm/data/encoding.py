@@ -168,7 +168,7 @@ class _Renamed:
             [_like(flags.get(token), name) for token, name in self._names.items()]
         )
         self._backend.encode_special_tokens = True
-        self._ids = {
+        self._ids: dict[int, int] = {
             self._backend.token_to_id(name): control.ids[t] for t, name in self._names.items()
         }
         self._literal = control.literal
@@ -181,7 +181,7 @@ class _Renamed:
         )
         for mask, token in rendered.masks.items():
             text = text.replace(mask, token)
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if sum(i in self._ids for i in ids) != num_written:
             raise UserError(
                 "the tokenizer misses control tokens inside a text: add them with normalized=False"
@@ -189,7 +189,8 @@ class _Renamed:
         return [self._ids.get(i, i) for i in ids]
 
 
-def _like(token: AddedToken | None, name: str) -> AddedToken:
+def _like(token: Any, name: str) -> AddedToken:
+    """A token of another name with the flags of an added token, if it is one."""
     if token is None:
         return AddedToken(name, normalized=False)
     return AddedToken(
