@@ -70,6 +70,8 @@ class TemplateConfig:
     """chat: the tokenizer's chat template; plain: text as it is; auto: chat if there is one."""
     separator: str | None = None
     """Plain: text between response and correction. Chat: the user turn asking for a correction."""
+    chat_name: str | None = None
+    """Which one of a tokenizer's named chat templates to use; null: its default."""
 
 
 @dataclass(frozen=True)

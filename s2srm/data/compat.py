@@ -35,9 +35,11 @@ def check_same_tokenizer(
 def _difference(
     policy_tok: PreTrainedTokenizerBase, other_tok: PreTrainedTokenizerBase, policy_name: str
 ) -> str | None:
-    if len(policy_tok) != len(other_tok):
-        return f"it has {len(other_tok)} tokens, {policy_name} has {len(policy_tok)}"
     policy_vocab, other_vocab = policy_tok.get_vocab(), other_tok.get_vocab()
+    if len(policy_tok) != len(other_tok):
+        fault = f"it has {len(other_tok)} tokens, {policy_name} has {len(policy_tok)}"
+        only = sorted(policy_vocab.keys() ^ other_vocab.keys())
+        return f"{fault} (only one has {', '.join(map(repr, only[:3]))})" if only else fault
     for token, token_id in sorted(policy_vocab.items(), key=lambda item: item[1]):
         if other_vocab.get(token) != token_id:
             there = f"id {other_vocab[token]}" if token in other_vocab else "no id"

@@ -117,6 +117,9 @@ def tokenise_preferences(
         prompt = _prompt_ids(row, tokenizer, template, cfg)
         chosen = _response_ids(row, row.chosen, "chosen", tokenizer, template, cfg)
         rejected = _response_ids(row, row.rejected, "rejected", tokenizer, template, cfg)
+        if chosen == rejected:
+            # No token says which one is better: the RM would learn to copy, a scalar RM nothing.
+            raise UserError("the chosen and rejected texts have the same tokens")
         longest = max(len(chosen), len(rejected))
         total = len(prompt) + longest + 1
         what = "prompt and response"

@@ -4,15 +4,19 @@
     RM       prompt | response | separator | correction EOS
 
 Everything is joined by ids. plain: the prompt's text as it is, after BOS where the tokenizer adds
-one by default; the separator is a piece of text. chat: the tokenizer's chat template; the
-separator closes the assistant's turn, holds one user turn that asks for a correction, and opens
-the next assistant turn.
+one by default; the separator is a piece of text. chat: the tokenizer's chat template (`chat.py`);
+the separator closes the assistant's turn, holds one user turn that asks for a correction, and
+opens the next assistant turn.
 
 In plain text the space between prompt and response belongs to the response: a prompt that ends in
 "TL;DR:" is followed by " A summary", because the token " A" is what a pretrained model expects
 there. Tokenizers that put a space before every text (Llama 2's, stories260k's) get none from us.
 
-Left out: several chat templates in one tokenizer (its default one is used), tools and images.
+Where a template writes earlier turns otherwise than the last one (Qwen3 leaves out their <think>
+block; some put the system turn into the last user turn), the RM's sequence differs from a rendered
+chat of four turns: prompt and response are read as they were sampled.
+
+Left out: a system turn of its own for the request to correct.
 """
 
 from __future__ import annotations
@@ -21,18 +25,19 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s2srm.config import TemplateConfig
-from s2srm.data.encoding import (
-    Rendered,
-    control_tokens,
-    encode_markup,
-    encode_rendered,
-    encode_text,
-    render_chat,
+from s2srm.data.chat import (
+    chat_form,
+    chat_template_text,
+    encode_chat_answer,
+    encode_chat_prompt,
+    encode_chat_separator,
 )
+from s2srm.data.encoding import encode_continuing, encode_markup, encode_text
 from s2srm.data.schema import Message, PromptText
 from s2srm.errors import UserError
 
@@ -45,8 +50,6 @@ CHAT_SEPARATOR = (
     "Improve your last response. If it is already as good as it can be, repeat it unchanged."
 )
 
-# Stands for the assistant's turn while the separator is derived; a chat template passes it on.
-_ANSWER = "s2srm-answer-goes-here"
 _SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 
 
@@ -72,9 +75,11 @@ class Template:
     @staticmethod
     def build(tokenizer: PreTrainedTokenizerBase, cfg: TemplateConfig) -> Template:
         """Template for a tokenizer. UserError if it lacks what the template needs."""
-        has_chat = tokenizer.chat_template is not None
+        has_chat = bool(tokenizer.chat_template)
         if cfg.kind == "chat" and not has_chat:
             raise UserError("template.kind is chat, but the tokenizer has no chat template")
+        if cfg.chat_name is not None:
+            _choose_chat_template(tokenizer, cfg)
         if cfg.kind == "chat" or (cfg.kind == "auto" and has_chat):
             return _build_chat(
                 tokenizer, CHAT_SEPARATOR if cfg.separator is None else cfg.separator
@@ -87,23 +92,31 @@ class Template:
         Messages in a plain template become "\\n\\nHuman: ..\\n\\nAssistant:", with the text of a
         system message before them; text in a chat template becomes one user turn.
         """
+        if not isinstance(prompt, str) and prompt[-1].role == "assistant":
+            raise UserError(
+                "the prompt's last turn is the assistant's, which a response cannot follow: "
+                "end it with a user turn"
+            )
         if self.kind == "plain":
             text = prompt if isinstance(prompt, str) else plain_dialogue(prompt)
             return [*self.prompt_ids, *encode_text(tokenizer, text)]
-        messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        return encode_rendered(tokenizer, render_chat(tokenizer, messages))
+        return encode_chat_prompt(tokenizer, _messages(prompt))
 
     def encode_response(
         self, tokenizer: PreTrainedTokenizerBase, text: str, prompt: PromptText | None = None
     ) -> list[int]:
-        """Ids of a response, without EOS and without any other special token.
+        """Ids of a response after those of its prompt, without EOS.
 
         The plain template puts one space before it, unless the response or the end of the prompt
-        (where one is given) is white space already.
+        (where one is given) is white space already. The chat template's own text around the
+        response is part of it; without a prompt it is rendered after a user turn of one letter.
         """
+        if self.kind == "chat":
+            messages = _messages("x" if prompt is None else prompt)
+            return encode_chat_answer(tokenizer, messages, text)
         prompt_ends_in_space = isinstance(prompt, str) and prompt[-1:].isspace()
         if text[:1].isspace() or prompt_ends_in_space:
-            return encode_text(tokenizer, text)
+            return encode_continuing(partial(encode_text, tokenizer), text)
         return encode_text(tokenizer, self.response_prefix + text)
 
     def rm_input(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[int]:
@@ -194,38 +207,34 @@ def _build_chat(tokenizer: PreTrainedTokenizerBase, separator: str) -> Template:
         raise UserError(
             "template.separator is empty: a chat needs a user turn between the responses"
         )
-    rendered = render_chat(
-        tokenizer,
-        (Message("user", "x"), Message("assistant", _ANSWER), Message("user", separator)),
-    )
-    parts = rendered.text.split(_ANSWER)
-    if len(parts) != 2:
-        raise UserError("the chat template does not show the assistant's turn exactly once")
-    separator_ids = encode_rendered(tokenizer, Rendered(parts[1], rendered.masks))
+    form = chat_form(tokenizer)
+    separator_ids = encode_chat_separator(tokenizer, separator)
     _check_separator(tokenizer, separator, separator_ids)
-    chat_template = tokenizer.get_chat_template()
     return Template(
         kind="chat",
         separator=separator,
         separator_ids=tuple(separator_ids),
-        eos_id=_end_of_turn(tokenizer, parts[1]),
+        eos_id=_eos_id(tokenizer) if form.eos_id is None else form.eos_id,
         prompt_ids=(),
         response_prefix="",
-        chat_sha256=hashlib.sha256(chat_template.encode()).hexdigest(),
+        chat_sha256=hashlib.sha256(chat_template_text(tokenizer).encode()).hexdigest(),
     )
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> int:
-    """The special token right after the assistant's content, else the tokenizer's EOS."""
-    control = control_tokens(tokenizer)
-    found = control.pattern.match(after_answer.lstrip())
-    if found is not None:
-        token = found.group(0)
-        token_id = control.ids[token if token in control.ids else token.strip()]
-        # A template without an end of turn may begin the next turn with BOS.
-        if token_id != tokenizer.bos_token_id or token_id == tokenizer.eos_token_id:
-            return token_id
-    return _eos_id(tokenizer)
+def _choose_chat_template(tokenizer: PreTrainedTokenizerBase, cfg: TemplateConfig) -> None:
+    """Make the named template the tokenizer's only one, so that it is saved with the model."""
+    if cfg.kind == "plain":
+        raise UserError("template.chat_name names a chat template, but template.kind is plain")
+    templates = tokenizer.chat_template
+    names = templates if isinstance(templates, dict) else {}
+    if cfg.chat_name not in names:
+        has = f"only {', '.join(sorted(names))}" if names else "no named chat templates"
+        raise UserError(f"template.chat_name is {cfg.chat_name!r}: the tokenizer has {has}")
+    tokenizer.chat_template = names[cfg.chat_name]
+
+
+def _messages(prompt: PromptText) -> tuple[Message, ...]:
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:

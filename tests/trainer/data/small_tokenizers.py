@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -16,6 +19,14 @@ CORPUS = [
     "Human: How are you today? Assistant: I am fine, thank you for asking. TL;DR: a summary",
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face. system user model",
 ]
+
+# With what chats are written in, so that line breaks and spaces have tokens to run into.
+CHATS = [
+    *CORPUS,
+    "[ Be kind.\n\nHow are you? ] I am well. [ Yes ] The end ] a USER: Hi ASSISTANT: Yes, it is.",
+    "GPT4 Correct User: The Assistant: It is. ### Instruction:\nTell me.\n\n### Response:\n\nYes.",
+    "The list:\n- a\n- b\n\n\n(1) Yes\n\n 2 3\n> \nHi\n> \nUser: I\n\nAssistant: a lot: yes",
+] * 3
 
 # SmolLM2's: a default system message appears unless there is one.
 CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
@@ -56,6 +67,116 @@ def byte_level(specials: list[str], vocab_size: int = 400) -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
+
+
+def _trained(backend: Tokenizer, specials: list[str], pieces: list[str] | None = None) -> Tokenizer:
+    trainer = BpeTrainer(
+        vocab_size=700,
+        special_tokens=specials,
+        initial_alphabet=[] if pieces else pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(pieces or CHATS, trainer)
+    return backend
+
+
+def byte_level_gpt2() -> Tokenizer:
+    """GPT-2's pieces: a space belongs to the word behind it, line breaks stand alone."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return _trained(backend, [])
+
+
+def prefix_space() -> Tokenizer:
+    """GPT-2's pieces, and a space in front of every piece of text between special tokens."""
+    backend = byte_level_gpt2()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return backend
+
+
+def digits() -> Tokenizer:
+    """Llama 3's and Qwen's pieces: line breaks go together, also with punctuation before them."""
+    pattern = (
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return _trained(backend, [])
+
+
+def _byte_fallback(
+    pre_tokenizer: PreTokenizer | None, normalizer: Normalizer | None = None
+) -> Tokenizer:
+    """sentencepiece's BPE: words begin with "▁", bytes for what has no piece."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)|\n"), "isolated")
+    specials = ["<unk>", "<s>", "</s>"]
+    pieces = [text.replace(" ", "▁") for text in CHATS]
+    _trained(backend, [*specials, *(f"<0x{i:02X}>" for i in range(256))], pieces)
+    data = json.loads(backend.to_str())
+    # The bytes are ordinary entries, and the words were only for training.
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in specials]
+    data["pre_tokenizer"] = None
+    backend = Tokenizer.from_str(json.dumps(data))
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return backend
+
+
+def metaspace() -> Tokenizer:
+    """Mistral's and TinyLlama's: "▁" in front of the first word of a whole text only."""
+    return _byte_fallback(pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
+
+
+def metaspace_always() -> Tokenizer:
+    """ "▁" in front of every piece of text between special tokens."""
+    return _byte_fallback(pre_tokenizers.Metaspace(prepend_scheme="always", split=True))
+
+
+def legacy() -> Tokenizer:
+    """Llama 2's older kind: a normalizer puts "▁" before every piece of text."""
+    return _byte_fallback(
+        None, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    )
+
+
+def gemma_pieces() -> Tokenizer:
+    """Gemma's: "▁" for a space, and nothing in front."""
+    return _byte_fallback(
+        pre_tokenizers.Split(" ", "merged_with_previous"), normalizers.Replace(" ", "▁")
+    )
+
+
+def unigram() -> Tokenizer:
+    """Like T5: line breaks are spaces, "▁" before every piece of text."""
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = UnigramTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    backend.train_from_iterator(CHATS, trainer)
+    return backend
 
 
 def chatml() -> PreTrainedTokenizerBase:

@@ -38,7 +38,7 @@ def test_size() -> None:
     other.add_tokens(["<think>"])
     assert difference(small.chatml(), other) == (
         "reward.model.path runs/rm does not have the tokenizer of the policy: "
-        f"it has {len(other)} tokens, the policy has {len(other) - 1}"
+        f"it has {len(other)} tokens, the policy has {len(other) - 1} (only one has '<think>')"
     )
 
 

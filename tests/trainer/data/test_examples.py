@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import small_tokenizers as small
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from s2srm.config import DataConfig, TemplateConfig
@@ -155,7 +156,7 @@ def test_room_after_the_prompt(tokenizer: PreTrainedTokenizerBase, template: Tem
 def test_rows_that_the_template_or_tokenizer_refuses_are_bad_rows(setting: Any) -> None:
     tokenizer = small.gemma()
     template = Template.build(tokenizer, TemplateConfig())
-    refused = Prompt((Message("assistant", "Hi"),), "f:3")
+    refused = Prompt((Message("user", "Hi"), Message("user", "Hi")), "f:3")
     cfg = replace(CFG, on_bad_row=setting)
     rows = [refused, Prompt("Hi", "f:4")]
     if setting == "error":
@@ -164,6 +165,63 @@ def test_rows_that_the_template_or_tokenizer_refuses_are_bad_rows(setting: Any) 
     else:
         found, skipped = tokenise_prompts(rows, tokenizer, template, cfg, None)
         assert ([r.where for r in found], skipped) == (["f:4"], 1)
+
+
+def gemma_like(backend: Any) -> PreTrainedTokenizerBase:
+    tokenizer = small.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<end_of_turn>"
+    )
+    tokenizer.chat_template = small.GEMMA
+    return tokenizer
+
+
+def lowercasing() -> PreTrainedTokenizerBase:
+    backend = small.byte_level_gpt2()
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    return gemma_like(backend)
+
+
+@pytest.mark.parametrize(
+    ("build", "chosen", "rejected"),
+    [
+        (small.plain, "yes", " yes"),  # the template's own space, or the response's
+        (small.gemma, "yes", "yes \n"),  # trimmed
+        (lowercasing, "Yes", "yes"),
+        (lowercasing, "e\u0301", "\u00e9"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["rm", "response"])
+def test_pairs_that_are_equal_as_tokens_are_bad_rows(
+    build: Any, chosen: str, rejected: str, layout: Any
+) -> None:
+    tokenizer = build()
+    template = Template.build(tokenizer, TemplateConfig())
+    rows = [Preference("Hi", chosen, rejected, "f:3"), Preference("Hi", "yes", "no", "f:4")]
+    with pytest.raises(UserError, match=r"f:3: .* have the same tokens \(data\.on_bad_row"):
+        tokenise_preferences(rows, tokenizer, template, CFG, None, layout)
+    cfg = replace(CFG, on_bad_row="skip")
+    found, skipped = tokenise_preferences(rows, tokenizer, template, cfg, None, layout)
+    assert ([r.where for r in found], skipped) == (["f:4"], 1)
+
+
+@pytest.mark.parametrize("build", [small.plain, small.chatml])
+def test_a_prompt_that_ends_with_the_assistants_turn_is_a_bad_row(build: Any) -> None:
+    tokenizer = build()
+    template = Template.build(tokenizer, TemplateConfig())
+    prompt = (Message("user", "Hi"), Message("assistant", "Hello"))
+    with pytest.raises(UserError, match="f:3: the prompt's last turn is the assistant's"):
+        tokenise_prompts([Prompt(prompt, "f:3")], tokenizer, template, CFG, None)
+
+
+def test_a_template_that_fails_on_one_row_names_it() -> None:
+    tokenizer = small.chatml()
+    tokenizer.chat_template = "{% set x = 1 // (messages[0]['content'] | length - 2) %}" + (
+        small.CHATML
+    )
+    template = Template.build(tokenizer, TemplateConfig())
+    rows = [Prompt("Hello", "f:3"), Prompt("Hi", "f:4")]
+    with pytest.raises(UserError, match=r"f:4: .* fails on this prompt: ZeroDivisionError: .*data"):
+        tokenise_prompts(rows, tokenizer, template, CFG, None)
 
 
 def test_text_without_tokens_is_a_bad_row() -> None:

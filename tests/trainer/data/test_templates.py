@@ -132,6 +132,21 @@ def test_plain_bos_and_no_second_space() -> None:
     assert tokenizer.decode(ids[1:]) == " TL;DR: a"
 
 
+@pytest.mark.parametrize("backend", [small.metaspace, small.metaspace_always, small.legacy])
+@pytest.mark.parametrize("response", ["The end", " The end", "\nThe end", "\n\nThe end"])
+@pytest.mark.parametrize("prompt", ["How are you?", "How are you?\n", "Hi:\n\n"])
+def test_plain_tokens_are_those_of_the_whole_text(backend, prompt: str, response: str) -> None:
+    """Where the tokenizer puts a space before a text, only the prompt's beginning gets one."""
+    tokenizer = small.PreTrainedTokenizerFast(
+        tokenizer_object=backend(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    template = Template.build(tokenizer, TemplateConfig())
+    ids = template.encode_prompt(tokenizer, prompt)
+    ids += template.encode_response(tokenizer, response, prompt)
+    space = "" if prompt[-1].isspace() or response[0].isspace() else " "
+    assert ids == tokenizer(prompt + space + response, add_special_tokens=False)["input_ids"]
+
+
 def test_stories260k() -> None:
     tokenizer = small.stories260k()
     template = Template.build(tokenizer, TemplateConfig())
@@ -190,6 +205,60 @@ def test_chat_template_that_hides_the_answer() -> None:
     tokenizer.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"
     with pytest.raises(UserError, match="exactly once"):
         Template.build(tokenizer, TemplateConfig())
+
+
+def test_named_chat_templates() -> None:
+    """One is chosen by its name, and is the only one from then on."""
+    named = {"rag": small.CHATML.replace("helpful", "well-read"), "tool_use": small.CHATML}
+    tokenizer = small.chatml()
+    tokenizer.chat_template = dict(named)
+    with pytest.raises(UserError, match=r"rag, tool_use and no default: .* template\.chat_name"):
+        Template.build(tokenizer, TemplateConfig())
+    with pytest.raises(UserError, match=r"chat_name is 'chat': the tokenizer has only rag, tool"):
+        Template.build(tokenizer, TemplateConfig(chat_name="chat"))
+    template = Template.build(tokenizer, TemplateConfig(chat_name="rag"))
+    assert tokenizer.chat_template == named["rag"]
+    assert "well-read" in tokenizer.decode(template.encode_prompt(tokenizer, "Hi"))
+    template.check_same(Template.build(tokenizer, TemplateConfig()), "the same model, loaded")
+    tokenizer.chat_template = {"default": small.CHATML, **named}
+    default = Template.build(tokenizer, TemplateConfig())
+    assert default.chat_sha256 != template.chat_sha256
+    with pytest.raises(UserError, match="has no named chat templates"):
+        Template.build(small.chatml(), TemplateConfig(chat_name="rag"))
+    with pytest.raises(UserError, match=r"template\.kind is plain"):
+        Template.build(tokenizer, TemplateConfig(kind="plain", chat_name="rag"))
+    tokenizer.chat_template = dict(named)
+    assert Template.build(tokenizer, TemplateConfig(kind="plain")).chat_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0]['content'] + 1 }}", "TypeError: can only concatenate str"),
+        ("{{ messages[0].parts.text }}", "UndefinedError: .*has no attribute 'parts'"),
+        ("{{ messages[9]['content'].strip() }}", "UndefinedError"),
+        ("{% for m in messages %}", "TemplateSyntaxError: Unexpected end of template"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ messages.__class__.__mro__ }}", "SecurityError|UndefinedError"),
+        ("{{ raise_exception('no\nchat') }}", "refuses this prompt: no chat$"),
+    ],
+)
+def test_chat_templates_that_fail(template: str, reason: str) -> None:
+    """A template is a program: whatever it raises is one line."""
+    tokenizer = small.chatml()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=reason) as caught:
+        Template.build(tokenizer, TemplateConfig())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_in_a_file_of_its_own(tmp_path: Path) -> None:
+    tokenizer = small.chatml()
+    template = Template.build(tokenizer, TemplateConfig())
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").is_file()
+    loaded = small.AutoTokenizer.from_pretrained(tmp_path)
+    assert Template.build(loaded, TemplateConfig()) == template
 
 
 @pytest.mark.parametrize("build", [small.chatml, small.plain])
