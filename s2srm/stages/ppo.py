@@ -25,10 +25,12 @@ from s2srm.runs import RunResult
 from s2srm.stages.ppo_sampler import Sampler
 from s2srm.stages.ppo_samples import sample_rows
 from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
+from s2srm.validation import validate
 
 
 def run(cfg: PPOConfig) -> RunResult:
     """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
+    cfg = validate(cfg)
     inputs = prepare(cfg)
     models = load_models(cfg, inputs)
     sampler = Sampler(models.policy, inputs.prompts, inputs.template.eos_id, cfg)
