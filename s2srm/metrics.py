@@ -132,10 +132,27 @@ class RunLogger:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that RunLogger wrote; a last line cut short by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    """The rows of a file that RunLogger wrote; a last line cut short by a crash is left out.
+
+    UserError with file and line for any other line that is no JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8: {error}") from error
+    rows: list[dict[str, Any]] = []
     # What stands after the last newline was never finished.
-    return [json.loads(line) for line in lines[:-1] if line]
+    for number, line in enumerate(lines[:-1], start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected an object, got {row!r:.60}")
+        rows.append(row)
+    return rows
 
 
 def _tensorboard(output: Path) -> Any:

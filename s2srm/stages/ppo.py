@@ -11,6 +11,7 @@ import time
 
 from s2srm import distributed
 from s2srm.config import PPOConfig
+from s2srm.errors import UserError
 from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
 from s2srm.outputs import writing
@@ -63,9 +64,23 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
         rollouts = sampler.calibration()
         reward = models.reward(rollouts.prompts, rollouts.responses)
         check_reward(reward, cfg, 0)
+        check_different(rollouts, len(sampler.prompts))
         scale = unit_std_scale(reward.raw_sum)
         models.reward.calibrate(scale)
     return scale
+
+
+def check_different(rollouts: Rollouts, num_prompts: int) -> None:
+    """UserError if all responses to a few prompts are the same: no reward has a spread then."""
+    mine = {tuple(response.tokens) for response in rollouts.responses}
+    # Two of a rank are enough to tell.
+    different = set().union(*distributed.gather_objects(set(list(mine)[:2])))
+    if len(different) == 1:
+        raise UserError(
+            f"reward.scale unit_std: the initial policy always writes the same response (to "
+            f"{num_prompts} prompt{'s' if num_prompts > 1 else ''}), so its reward has no spread "
+            "to scale by; give more prompts or a policy that varies, or take reward.scale none"
+        )
 
 
 def run_phase(
