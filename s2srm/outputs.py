@@ -57,9 +57,7 @@ def probe_folder(key: str, folder: Path) -> None:
             raise UserError(f"{key}: {folder}: {nearest} is a link to {to}, which is not there")
         if not nearest.is_dir():
             raise UserError(f"{key}: {folder}: {nearest} is a file, not a folder")
-        with tempfile.TemporaryFile(dir=nearest) as file:
-            file.write(bytes(4096))
-            file.flush()
+        _write_in(nearest)
     except UserError:
         raise
     except NotADirectoryError as error:
@@ -67,6 +65,15 @@ def probe_folder(key: str, folder: Path) -> None:
         raise UserError(f"{key}: {folder}: {blocking} is a file, not a folder") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {folder} cannot be written: {reason(error)}") from error
+
+
+def _write_in(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except FileNotFoundError as error:  # As /proc says it.
+        raise OSError(0, f"no file can be made in {folder}") from error
 
 
 def probe_file(key: str, path: Path) -> None:
