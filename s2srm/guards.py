@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from s2srm import distributed
-from s2srm.engine.base import Engine, StepInfo, dummy_batch
+from s2srm.engine.base import Engine, StepInfo
 from s2srm.errors import TrainingDiverged
+from s2srm.packing import Segment, pack
 
 UNSAVED = "the model is not saved"
+_LOOKED_AT = 16
+"""Tokens of the look at a trained model; the first of a vocabulary may be padding, which is 0."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,15 @@ def check_rows(columns: Sequence[Rows]) -> None:
 
 
 def check_trained(engine: Engine, place: Place) -> None:
-    """Before saving: every weight is finite and so is what the model makes of two tokens.
+    """Before saving: every weight is finite and so is what the model makes of a few tokens.
 
     The loss of a step is that of the weights before it; this looks at those after the last one.
     """
     # Under ZeRO-3 a rank has its own piece of a parameter.
     pieces = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
     bad = torch.stack([(~piece.isfinite()).any().to(engine.device) for piece in pieces]).any()
-    output = engine(dummy_batch(engine.device))
+    ids = range(min(_LOOKED_AT, engine.module.lm.config.vocab_size))
+    output = engine(pack([Segment(ids, start=1)]).to(engine.device))
     local = torch.stack([bad.float(), (~output.isfinite()).any().float()])
     weights, outputs = distributed.sum_over_ranks(local).tolist()
     if weights or outputs:
