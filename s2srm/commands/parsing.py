@@ -128,7 +128,7 @@ def normalise(argv: Sequence[str], cls: type, texts: Sequence[str] = ()) -> list
                 value = "true"
             else:
                 what = "the path of a recipe" if key == "config" else "its value"
-                before = f" before {rest[-1]}" if rest else ""
+                before = f" before {rest[-1]} (or is that it: --{key}={rest[-1]}?)" if rest else ""
                 raise UserError(f"--{key}: {what} is missing{before}")
         if key == "config":
             value = str(_recipe(value, cls))
