@@ -190,9 +190,7 @@ def _check_keys(values: Mapping[Any, Any], known: Fields, where: str, prefix: st
             raise UserError(f"{where}: {key}: expected settings as `key: value`, got {value!r}")
 
 
-def _build(
-    cls: Any, values: Mapping[str, Any], given: Mapping[str, str], prefix: str = ""
-) -> Any:
+def _build(cls: Any, values: Mapping[str, Any], given: Mapping[str, str], prefix: str = "") -> Any:
     """The dataclass from parsed values.
 
     null is refused where the type does not allow it, which jsonargparse lets through. A text that

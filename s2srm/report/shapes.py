@@ -26,7 +26,9 @@ EVALUATION = {
             "split": {"test", "ood"},
             "temperature": _NUMBER,
             "num_prompts": int,
-            "policies": {REST: {**dict.fromkeys(_COLUMNS, _INTERVAL), "win_rate": {REST: _INTERVAL}}},
+            "policies": {
+                REST: {**dict.fromkeys(_COLUMNS, _INTERVAL), "win_rate": {REST: _INTERVAL}}
+            },
         }
     ],
 }

@@ -75,7 +75,10 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line() -> None:
     full = Path("/dev/full")
-    with pytest.raises(UserError, match="/dev/full cannot be written: No space left"), writing(full):
+    with (
+        pytest.raises(UserError, match="/dev/full cannot be written: No space left"),
+        writing(full),
+    ):
         full.write_text("x")
 
 

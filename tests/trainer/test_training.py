@@ -251,7 +251,7 @@ def test_held_out_rows_that_give_no_finite_loss(
 ) -> None:
     metrics = sft.SFTTask.metrics
     monkeypatch.setattr(
-        sft.SFTTask, "metrics", lambda self, sums: {k: math.nan for k in metrics(self, sums)}
+        sft.SFTTask, "metrics", lambda self, sums: dict.fromkeys(metrics(self, sums), math.nan)
     )
     with pytest.raises(TrainingDiverged, match="SFT step 0: the loss on eval_data is nan"):
         sft.run(SFTConfig(**settings(data, tmp_path / "out")))

@@ -62,7 +62,19 @@ def test_free_form_mapping_takes_dotted_keys():
 
 @pytest.mark.parametrize(
     "text",
-    ["--- x", "-5 + 3", "--response", "--response=x", "null", "~", "123", "[a", "{a: 1}", "", "é\nb"],
+    [
+        "--- x",
+        "-5 + 3",
+        "--response",
+        "--response=x",
+        "null",
+        "~",
+        "123",
+        "[a",
+        "{a: 1}",
+        "",
+        "é\nb",
+    ],
 )
 @pytest.mark.parametrize("glued", [True, False])
 def test_a_text_is_taken_as_it_is(text, glued):
@@ -102,7 +114,10 @@ def test_values_that_look_like_something_else(argv, key, value):
         (["--data.colums", "x"], "did you mean 'data.columns'?"),
         (["--output"], "--output: its value is missing"),
         (["--output", "--overwrite"], "--output: its value is missing before --overwrite"),
-        (["--model", "x"], "--model: it has settings of its own, got 'x'; did you mean --model.path"),
+        (
+            ["--model", "x"],
+            "--model: it has settings of its own, got 'x'; did you mean --model.path",
+        ),
         (["--eval_data", "x"], "did you mean --eval_data.path?"),
         (["--data.columns", "x"], "(as in --data.columns.NAME VALUE)"),
         (["--optim.betas", "0.9", "0.95"], "unexpected argument '0.95': a setting is --key value"),
