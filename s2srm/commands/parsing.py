@@ -24,7 +24,7 @@ from s2srm.errors import UserError
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 _OPTION = re.compile(r"--[a-z][\w.]*\+?(=|$)")
-"""What is no value unless a setting takes any text: values with dashes have a space or a capital."""
+"""What looks like an option: no value, but for settings that take any text, and after `=`."""
 
 Config = TypeVar("Config")
 Fields = dict[str, Any]

@@ -87,7 +87,8 @@ def _fault(value: Any, shape: Any, key: str) -> str | None:
             return _expected("a list", value, key)
         return _first(_fault(item, shape[0], f"{key}[{i}]") for i, item in enumerate(value))
     if isinstance(shape, set):
-        return None if value in shape else _expected(" or ".join(sorted(shape)), value, key)
+        fits = isinstance(value, str) and value in shape
+        return None if fits else _expected(" or ".join(sorted(shape)), value, key)
     if shape == _NUMBER:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return None if is_number and math.isfinite(value) else _expected(_NUMBER, value, key)

@@ -51,7 +51,7 @@ def test_the_first_kind_of_rows_that_is_not_finite_is_named() -> None:
     wrong = torch.tensor([0.0, math.inf, math.nan])
     other = Place("critic", 3, "look at the critic")
     check_rows([Rows("reward", fine, "r", PLACE), Rows("value", none, "v", PLACE)])
-    with pytest.raises(TrainingDiverged, match="^critic: the value is inf; look at") as caught:
+    with pytest.raises(TrainingDiverged, match=r"^critic: the value is inf; look at") as caught:
         check_rows([Rows("reward", fine, "r", PLACE), Rows("value", wrong, "v", other)])
     assert caught.value.metrics == {"v": math.inf}
 

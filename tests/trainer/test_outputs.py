@@ -34,7 +34,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_link_to_nowhere_is_named(tmp_path: Path, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match="link is a link to .*gone, which is not there"):
+    with pytest.raises(UserError, match=r"link is a link to .*gone, which is not there"):
         probe_folder("output", tmp_path / "link" / below)
 
 

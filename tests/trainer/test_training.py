@@ -291,7 +291,7 @@ def test_weights_of_zero_are_refused(data: Path, tmp_path: Path) -> None:
             correction_weight=correction,
             identity_weight=identity,
         )
-        with pytest.raises(UserError, match="correction_weight.*(at least 0|nothing to learn)"):
+        with pytest.raises(UserError, match=r"correction_weight.*(at least 0|nothing to learn)"):
             rm.run(cfg)
 
 

@@ -160,7 +160,8 @@ def test_a_reader_that_has_gone_is_no_traceback():
 
 
 def test_a_terminal_without_unicode_shows_escapes():
-    code = "from s2srm.cli import main; import s2srm.commands.rm as rm; rm.run = print; main(['rm', '▁é'])"
+    code = "from s2srm import cli; import s2srm.commands.rm as rm; rm.run = print;"
+    code += "cli.main(['rm', '▁é'])"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -12,8 +12,8 @@ import pytest
 from s2srm.cli import main
 from s2srm.evaluation import feedback
 
-for _part in ("ppo", "evaluation"):
-    sys.path.insert(0, str(Path(__file__).parent.parent / _part))
+sys.path.insert(0, str(Path(__file__).parent.parent / "ppo"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "evaluation"))
 from ppo_tiny import lm, save_folder
 from test_eval_inputs import gpt2
 
