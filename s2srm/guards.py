@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from s2srm import distributed
 from s2srm.engine.base import Engine, StepInfo
@@ -97,7 +98,9 @@ def check_trained(engine: Engine, place: Place) -> None:
     # Under ZeRO-3 a rank has its own piece of a parameter.
     pieces = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
     bad = torch.stack([(~piece.isfinite()).any().to(engine.device) for piece in pieces]).any()
-    ids = range(min(_LOOKED_AT, engine.module.lm.config.vocab_size))
+    lm = engine.module.lm
+    assert isinstance(lm, PreTrainedModel)
+    ids = range(min(_LOOKED_AT, lm.config.vocab_size))
     output = engine(pack([Segment(ids, start=1)]).to(engine.device))
     local = torch.stack([bad.float(), (~output.isfinite()).any().float()])
     weights, outputs = distributed.sum_over_ranks(local).tolist()

@@ -78,12 +78,14 @@ def _write_in(folder: Path) -> None:
 
 def probe_file(key: str, path: Path) -> None:
     """Whether a file can be made or replaced; UserError as in `probe_folder`."""
-    if path.is_dir():
-        raise UserError(f"{key}: {path} is a folder; give the name of a file")
     probe_folder(key, path.parent)
     try:
+        if path.is_dir():
+            raise UserError(f"{key}: {path} is a folder; give the name of a file")
         if path.exists():
             with path.open("ab"):
                 pass
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} cannot be written: {reason(error)}") from error

@@ -72,7 +72,7 @@ def _expanded(value: Any, key: str) -> Any:
             for f in dataclasses.fields(value)
         }
         return dataclasses.replace(value, **changes)
-    if name == "policies":
+    if name == "policies" and isinstance(value, dict):
         return {inner: expand_path(f"{key}.{inner}", path) for inner, path in value.items()}
     if name in _PATHS and isinstance(value, str):
         return expand_path(key, value)

@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.models": (3, {"torch", "transformers"}),
     "s2srm.engine": (4, {"torch", "transformers", "deepspeed"}),
     "s2srm.rollout": (4, {"torch", "transformers"}),
-    "s2srm.guards": (5, {"torch"}),
+    "s2srm.guards": (5, {"torch", "transformers"}),
     "s2srm.rewards": (5, {"torch", "transformers"}),
     "s2srm.ppo": (6, {"torch", "transformers"}),
     "s2srm.training": (6, {"torch", "transformers"}),

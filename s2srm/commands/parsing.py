@@ -53,7 +53,8 @@ def parse(
         values = parser.parse_args(arguments).as_dict()
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(_one_line(str(error), fields_of(cls))) from error
-    given = dict(argument[2:].partition("=")[::2] for argument in arguments)
+    pairs = (argument[2:].partition("=") for argument in arguments)
+    given = {key: value for key, _, value in pairs}
     return _build(cls, values, given)
 
 

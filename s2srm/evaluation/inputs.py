@@ -48,7 +48,7 @@ class Reader:
 
 
 def read_policy(key: str, cfg: ModelConfig, template: TemplateConfig) -> Reader:
-    """A policy with the template saved beside it; one that no stage of ours saved gets a new one."""
+    """A policy with its saved template; one that no stage of ours saved gets a new one."""
     config, tokenizer = load_config(cfg, key), load_tokenizer(cfg, key)
     is_ours = (Path(cfg.path) / FILE_NAME).is_file()
     found = Template.load(cfg.path) if is_ours else Template.build(tokenizer, template)

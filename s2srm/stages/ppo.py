@@ -48,8 +48,8 @@ def run(cfg: PPOConfig) -> RunResult:
                 kl=metrics["kl/per_response"],
                 length=metrics["response/length_mean"],
             )
-        for name, engine in (("policy", models.policy), ("critic", models.critic)):
-            check_trained(engine, trained_place(name, cfg))
+        check_trained(models.policy, trained_place("policy", cfg))
+        check_trained(models.critic, trained_place("critic", cfg))
         with writing(inputs.output):
             models.policy.save(inputs.output, inputs.tokenizer, inputs.template)
             models.critic.save(inputs.output / "critic", inputs.tokenizer, inputs.template)
