@@ -15,6 +15,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     # module prefix: (height, heavy packages that it may import); imports go down or sideways.
     "s2srm.errors": (0, set()),
     "s2srm.config": (0, set()),
+    "s2srm.launcher": (0, set()),
     "s2srm.outputs": (1, set()),
     "s2srm.validation": (2, set()),
     "s2srm.evaluation.config": (3, set()),
