@@ -5,14 +5,16 @@ Nothing heavy is imported before a command has parsed its arguments.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 
-from s2srm import __version__
+from s2srm import __version__, launcher
 from s2srm.commands.parsing import nearest
 from s2srm.errors import UserError
 
@@ -28,26 +30,69 @@ COMMANDS: dict[str, str] = {
     "doctor": "versions, devices, and which backend each operation will use",
 }
 _OTHER_RANKS_WAIT_SECONDS = 5.0
+_DISK_ERRORS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
+_LESS_MEMORY = (
+    "lower microbatch_tokens or sampling.batch_size, set gradient_checkpointing of the model, or "
+    "use more ranks"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted.
+    """Run one command; returns the exit code: 0, 2 for bad input or a run that cannot go on, 130
+    when interrupted, 141 when nobody reads the output any more.
 
     Under torchrun every rank meets the same bad input: rank 0 prints it, and the launcher ends the
-    others while they wait. A rank that is alone in its trouble prints it after that wait.
+    others while they wait. A rank that is alone in its trouble prints it after that wait. Other
+    exceptions are faults of ours and keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _say_what_the_terminal_can()
     try:
         _dispatch(arguments)
+        sys.stdout.flush()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(_OTHER_RANKS_WAIT_SECONDS)
-        print(f"s2srm: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 2
+        return _fail(str(error))
+    except BrokenPipeError:
+        # What is left in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return _fail(f"{error.filename or 'writing'}: {error.strerror}")
     except KeyboardInterrupt:
         print("s2srm: interrupted", file=sys.stderr, flush=True)
         return 130
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        return _fail(f"out of memory: {str(error) or 'on the CPU'}; {_LESS_MEMORY}")
     return 0
+
+
+def _fail(message: str) -> int:
+    """Print one line; rank 0 first."""
+    line = f"s2srm: error: {' '.join(message.split())}"
+    if int(os.environ.get("RANK", "0")) > 0:
+        time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+    print(line, file=sys.stderr, flush=True)
+    if launcher.is_launched():
+        launcher.leave_last_word(line)
+    return 2
+
+
+def _say_what_the_terminal_can() -> None:
+    """A character that the terminal's encoding lacks is printed as an escape, not an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> None:

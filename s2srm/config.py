@@ -240,7 +240,8 @@ class RewardConfig:
     """unit_std: divide by the standard deviation of the sequence sum over the first rollouts of
     the initial policy, so that kl.coef means the same for every reward."""
     calibration_prompts: int = 256
-    """Prompts whose responses by the initial policy fix the scale."""
+    """Responses of the initial policy that fix the scale, one to a prompt; fewer prompts are asked
+    again, with other seeds."""
 
 
 @dataclass(frozen=True)

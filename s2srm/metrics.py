@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -14,7 +15,8 @@ from typing import Any, TextIO
 
 from s2srm import distributed
 from s2srm.config import LogConfig
-from s2srm.errors import UserError
+from s2srm.errors import TrainingDiverged, UserError
+from s2srm.outputs import writing
 from s2srm.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class RunLogger:
     def __init__(self, output: Path, cfg: LogConfig, total: int, title: str) -> None:
         self.output, self.cfg, self.total = Path(output), cfg, total
         self.last: dict[str, float] = {}
-        """Last finite value of every metric, written or not."""
+        """Last value of every metric, written or not, and finite or not."""
         self._bar = ProgressBar(total, title)
         self._main = distributed.is_main()
         self._metrics: TextIO | None = None
@@ -45,8 +47,10 @@ class RunLogger:
 
     def __enter__(self) -> RunLogger:
         if self._main:
-            self.output.mkdir(parents=True, exist_ok=True)
-            self._metrics = (self.output / "metrics.jsonl").open("a", encoding="utf-8")
+            path = self.output / "metrics.jsonl"
+            with writing(path):
+                self.output.mkdir(parents=True, exist_ok=True)
+                self._metrics = path.open("a", encoding="utf-8")
         self._bar.__enter__()
         return self
 
@@ -57,9 +61,13 @@ class RunLogger:
         trace: TracebackType | None,
     ) -> None:
         self._bar.__exit__(kind, error, trace)
+        if isinstance(error, TrainingDiverged) and self._main:
+            self._write(error.step, error.metrics)
         for file in (self._metrics, self._samples):
             if file is not None:
-                file.close()
+                # A disk that was full at the last write is still full for what the file holds back.
+                with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                    file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -70,27 +78,34 @@ class RunLogger:
 
         Steps between multiples of log.every are left out, except the last one and rows that hold
         an evaluation (a key under `eval/`). NaN and infinities become null, with one warning per
-        name.
+        name. UserError where the file cannot be written.
         """
         numbers = {name: float(value) for name, value in values.items()}
-        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        self.last.update(finite)
+        self.last.update(numbers)
         if not self._main or not self._is_due(step, numbers):
             return
-        for name in numbers.keys() - finite.keys() - self._warned:
-            self._warned.add(name)
-            logger.warning("%s is %s at step %d", name, numbers[name], step)
-        record = {"step": step, "time": round(time.time(), 3)}
-        record |= {name: finite.get(name) for name in numbers}
-        assert self._metrics is not None, "RunLogger.row outside its with-block"
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        for name, value in numbers.items():
+            if not math.isfinite(value) and name not in self._warned:
+                self._warned.add(name)
+                logger.warning("%s is %s at step %d", name, value, step)
+        finite = self._write(step, numbers)
         if self._tensorboard is not None:
             for name, value in finite.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             # W&B drops rows whose own step goes back, so the step is an ordinary value.
             self._wandb.log({"step": step, **finite})
+
+    def _write(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
+        """One line of metrics.jsonl; returns the numbers that are finite."""
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        record = {"step": step, "time": round(time.time(), 3)}
+        record |= {name: finite.get(name) for name in numbers}
+        assert self._metrics is not None, "RunLogger.row outside its with-block"
+        with writing(self.output / "metrics.jsonl"):
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+        return finite
 
     def advance(self, n: int = 1, tokens: int = 0, **shown: float | str) -> None:
         """Move the progress bar by n steps; `tokens` (over all ranks) feed its tokens/s."""
@@ -100,11 +115,13 @@ class RunLogger:
         """Append rows to samples.jsonl, each with the step."""
         if not self._main:
             return
-        if self._samples is None:
-            self._samples = (self.output / "samples.jsonl").open("a", encoding="utf-8")
-        for row in rows:
-            self._samples.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
-        self._samples.flush()
+        path = self.output / "samples.jsonl"
+        with writing(path):
+            if self._samples is None:
+                self._samples = path.open("a", encoding="utf-8")
+            for row in rows:
+                self._samples.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+            self._samples.flush()
 
     def _is_due(self, step: int, values: Mapping[str, float]) -> bool:
         return (
@@ -115,10 +132,27 @@ class RunLogger:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that RunLogger wrote; a last line cut short by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    """The rows of a file that RunLogger wrote; a last line cut short by a crash is left out.
+
+    UserError with file and line for any other line that is no JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8: {error}") from error
+    rows: list[dict[str, Any]] = []
     # What stands after the last newline was never finished.
-    return [json.loads(line) for line in lines[:-1] if line]
+    for number, line in enumerate(lines[:-1], start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected an object, got {row!r:.60}")
+        rows.append(row)
+    return rows
 
 
 def _tensorboard(output: Path) -> Any:

@@ -19,6 +19,7 @@ import yaml
 
 from s2srm import distributed
 from s2srm.errors import UserError
+from s2srm.outputs import exists, probe_folder, writing
 
 MARKER = "versions.json"
 """A folder with this file in it belongs to s2srm."""
@@ -85,8 +86,9 @@ def prepare_output(cfg: HasOutput) -> Path:
     """Make the run's folder on rank 0 and write config.yaml and versions.json into it.
 
     Raises UserError on every rank of a started process group (before one exists: on rank 0, whose
-    exit ends the others) if `output` is not given, is a file, holds a run and `overwrite` is off,
-    holds something that is not a run, or holds an input of this very run.
+    exit ends the others) if `output` is not given, cannot be written, holds a run and `overwrite`
+    is off, holds something that is not a run, holds an input of this very run, or lies in a folder
+    of its data.
     """
     output = Path(cfg.output)
     problem = _prepare(output, cfg) if distributed.is_main() else None
@@ -100,22 +102,51 @@ def _prepare(output: Path, cfg: HasOutput) -> str | None:
     """Do it, or say in one line why not."""
     if not cfg.output:
         return "output is missing: the folder for the trained model and its metrics"
-    if output.exists() and not output.is_dir():
-        return f"output: {output} is a file, not a folder"
-    names = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
-    if names - _STARTED:
-        if MARKER not in names:
-            return f"output: {output} is not empty and holds no s2srm run; give another folder"
-        if not cfg.overwrite:
-            return f"output: {output} already holds a run; give another folder or --overwrite true"
-        for where, path in _paths(config_to_dict(cfg)):
-            if where != "output" and path.resolve().is_relative_to(output.resolve()):
-                return f"output: replacing {output} would delete {where}: {path}"
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).write_text(json.dumps(versions(), indent=2) + "\n")
-    (output / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
+    try:
+        probe_folder("output", output)
+        problem = _occupied(output, cfg)
+        if problem is not None:
+            return problem
+        with writing(output):
+            _clear(output)
+            output.mkdir(parents=True, exist_ok=True)
+            (output / MARKER).write_text(json.dumps(versions(), indent=2) + "\n")
+            (output / "config.yaml").write_text(
+                yaml.safe_dump(config_to_dict(cfg), sort_keys=False, allow_unicode=True),
+                encoding="utf-8",
+            )
+    except UserError as error:
+        return str(error)
     return None
+
+
+def _occupied(output: Path, cfg: HasOutput) -> str | None:
+    """What stands in the folder that must not be replaced, or reads what will be written there."""
+    inputs = [(k, p) for k, p in _paths(config_to_dict(cfg)) if k != "output"]
+    for where, path in inputs:
+        is_data = where in ("data.path", "eval_data.path", "ood_data.path") and path.is_dir()
+        if is_data and output.resolve().is_relative_to(path.resolve()):
+            return f"output: {output} lies in {where} {path}, where it would be read as data"
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
+    if not names - _STARTED:
+        return None
+    if MARKER not in names:
+        return f"output: {output} is not empty and holds no s2srm run; give another folder"
+    if not cfg.overwrite:
+        return f"output: {output} already holds a run; give another folder or --overwrite true"
+    for where, path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            return f"output: replacing {output} would delete {where}: {path}"
+    return None
+
+
+def _clear(output: Path) -> None:
+    """Empty the folder. It stays itself: it may be a link, or where the process stands."""
+    for path in output.iterdir() if output.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Path]]:
@@ -123,5 +154,5 @@ def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Path
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _paths(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and value and Path(value).exists():
+        elif isinstance(value, str) and value and exists(value):
             yield prefix + key, Path(value)

@@ -10,6 +10,7 @@ Left out: resuming, early stopping and choosing a best checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,11 @@ from s2srm.data.schema import LoadReport
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, build_engine, map_microbatches, run_microbatches
 from s2srm.engine.build import engine_kind
+from s2srm.guards import Place, check_gradient, check_loss, check_trained
 from s2srm.metrics import RunLogger
 from s2srm.models.load import load_config, load_tokenizer
+from s2srm.models.positions import position_limit
+from s2srm.outputs import writing
 from s2srm.packing import Packed, Segment, pack, split_by_budget
 from s2srm.runs import RunResult, prepare_output
 
@@ -123,7 +127,7 @@ def prepare(
     tokenizer = load_tokenizer(cfg.model)
     template = Template.build(tokenizer, cfg.template)
     output = prepare_output(cfg)
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = position_limit(config)
     train = load_rows(cfg.data, tokenizer, template, longest)
     dev: list[Row] = []
     if cfg.eval_data is not None:
@@ -150,24 +154,41 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
     engine = build_engine(task.model, cfg.engine, cfg.optim, total)
     with RunLogger(data.output, cfg.log, total, task.title) as log:
         if data.dev:
-            log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens))
+            place = _place(cfg, task, 0, num_updates=0)
+            log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens, place))
         for step, indices in enumerate(batches, start=1):
             mine = [data.train[i] for i in shard(indices, rank, world)]
-            row = train_step(engine, task, mine, cfg.microbatch_tokens)
+            place = _place(cfg, task, step, num_updates=step - 1)
+            row = train_step(engine, task, mine, cfg.microbatch_tokens, place)
             tokens = int(row.pop("tokens"))
             is_due = step == total or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
             if data.dev and is_due:
-                row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens)
+                place = _place(cfg, task, step, num_updates=step)
+                row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens, place)
             log.row(step, row)
             log.advance(tokens=tokens, loss=row["loss"])
-        engine.save(data.output, data.tokenizer, data.template)
+        check_trained(engine, _place(cfg, task, total, num_updates=total))
+        with writing(data.output):
+            engine.save(data.output, data.tokenizer, data.template)
         return RunResult(data.output, dict(log.last))
 
 
+def _place(cfg: SupervisedConfig, task: Task[Any], step: int, num_updates: int) -> Place:
+    """What the error says of a step whose numbers are not finite, after so many updates."""
+    if num_updates == 0:
+        remedy = f"no update has done it: look at {cfg.model.path} in {cfg.model.precision}"
+    else:
+        remedy = f"lower optim.lr ({cfg.optim.lr:g}) or raise optim.warmup_steps"
+    return Place(f"{task.title} step {step}", step, remedy)
+
+
 def train_step(
-    engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int
+    engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int, place: Place
 ) -> dict[str, float]:
-    """One optimiser step on this rank's rows (none is allowed); metrics are over all ranks."""
+    """One optimiser step on this rank's rows (none is allowed); metrics are over all ranks.
+
+    TrainingDiverged if loss or gradient is not finite.
+    """
     units = [unit for row in rows for unit in task.units(row)]
     local = torch.tensor([task.weight(units)], dtype=torch.float64, device=engine.device)
     weight = float(distributed.sum_over_ranks(local))
@@ -178,9 +199,11 @@ def train_step(
         parts.append({**stats, "loss": loss.detach()})
         return loss
 
-    run_microbatches(engine, microbatches(units, budget, engine.device), loss_fn)
-    info = engine.step()
+    loss = run_microbatches(engine, microbatches(units, budget, engine.device), loss_fn)
     sums = add_up(parts, engine.device)
+    check_loss(loss, sums["loss"], place)
+    info = engine.step()
+    check_gradient(info, place)
     return {
         **task.metrics(sums),
         "loss": sums["loss"],
@@ -190,8 +213,13 @@ def train_step(
     }
 
 
-def evaluate(engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int) -> dict[str, float]:
-    """Metrics of held-out rows over all ranks, under `eval/`."""
+def evaluate(
+    engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int, place: Place
+) -> dict[str, float]:
+    """Metrics of held-out rows over all ranks, under `eval/`.
+
+    TrainingDiverged if their loss is not finite.
+    """
     mine = rows[distributed.rank() :: distributed.world_size()]
     units = [unit for row in mine for unit in task.dev_units(row)]
     parts = map_microbatches(
@@ -199,7 +227,10 @@ def evaluate(engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int) 
         microbatches(units, budget, engine.device),
         lambda microbatch: task.score(engine, microbatch),
     )
-    found = task.metrics(add_up(parts, engine.device)) | task.probe(engine, mine)
+    found = task.metrics(add_up(parts, engine.device))
+    if not math.isfinite(found["loss"]):
+        place.stop("loss on eval_data", found["loss"], "eval/loss")
+    found |= task.probe(engine, mine)
     return {f"eval/{name}": value for name, value in found.items()}
 
 

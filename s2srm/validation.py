@@ -6,7 +6,10 @@ what needs the model or the data to be known (token limits, templates), which th
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 from s2srm.config import (
     CriticConfig,
@@ -25,14 +28,24 @@ from s2srm.config import (
     TokenRewardConfig,
 )
 from s2srm.errors import UserError
+from s2srm.outputs import exists, probe_folder
 
+Config = TypeVar("Config")
+Stage = TypeVar("Stage", bound=StageConfig)
+
+_PATHS = {"output", "path", "reference", "rm"}
+"""Names of the settings that hold a path or a hub name."""
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def validate(cfg: StageConfig) -> None:
-    """Check every value of a stage's config. Raises UserError."""
-    if not cfg.output:
-        raise UserError("output is missing: the folder for the trained model and its metrics")
+def validate(cfg: Stage) -> Stage:
+    """Check every value of a stage's config, and that output can be written. Raises UserError.
+
+    Returns the config with its paths expanded, which is the one to run. Commands call it before
+    anything heavy is imported; stages call it too, for those who run them from Python.
+    """
+    cfg = expand_paths(cfg)
+    output_folder(cfg.output, "the folder for the trained model and its metrics")
     _log(cfg.log)
     at_least("seed", cfg.seed, 0)
     if isinstance(cfg, SupervisedConfig):
@@ -43,6 +56,43 @@ def validate(cfg: StageConfig) -> None:
         at_least("centre_coef", cfg.centre_coef, 0)
     if isinstance(cfg, PPOConfig):
         _ppo(cfg)
+    return cfg
+
+
+def expand_paths(cfg: Config) -> Config:
+    """A copy of a config dataclass with the home folder for `~` in every path; `$NAME` stays."""
+    return _expanded(cfg, "")
+
+
+def _expanded(value: Any, key: str) -> Any:
+    name = key.rpartition(".")[2]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {
+            f.name: _expanded(getattr(value, f.name), f"{key}.{f.name}".lstrip("."))
+            for f in dataclasses.fields(value)
+        }
+        return dataclasses.replace(value, **changes)
+    if name == "policies" and isinstance(value, dict):
+        return {inner: expand_path(f"{key}.{inner}", path) for inner, path in value.items()}
+    if name in _PATHS and isinstance(value, str):
+        return expand_path(key, value)
+    return value
+
+
+def expand_path(key: str, path: str) -> str:
+    """The home folder for `~` and `~name`. UserError where there is no such user."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{key}: {path}: there is no user {expanded.split('/')[0][1:]!r}")
+    return expanded
+
+
+def output_folder(output: str, what: str) -> None:
+    """It is named and can be written: looked at on rank 0, which makes it."""
+    if not output:
+        raise UserError(f"output is missing: {what}")
+    if os.environ.get("RANK", "0") == "0":
+        probe_folder("output", Path(output))
 
 
 def at_least(key: str, value: float, low: float) -> None:
@@ -72,8 +122,10 @@ def model(key: str, cfg: ModelConfig) -> None:
 
 def model_path(key: str, name: str) -> None:
     """A local path must be a folder with a config.json; a hub name is left to the loader."""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(name)
+    if exists(path):
+        if path.is_file():
+            raise UserError(f"{key}: {name} is a file; a model is a folder with config.json")
         if not (path / "config.json").is_file():
             raise UserError(f"{key}: {name} is not a model folder: it has no config.json")
     elif _is_local(name):
@@ -85,7 +137,7 @@ def data(key: str, cfg: DataConfig) -> None:
     if not cfg.path:
         raise UserError(f"{key}.path is missing: a data file, a folder or a hub name")
     local = _is_local(cfg.path) or cfg.path.endswith(_DATA_SUFFIXES)
-    if local and not Path(cfg.path).expanduser().exists():
+    if local and not exists(cfg.path):
         raise UserError(f"{key}.path: {cfg.path} does not exist")
     if cfg.format == "columns" and not cfg.columns:
         raise UserError(f"{key}.columns is missing: format columns needs to know which is which")

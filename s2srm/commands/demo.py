@@ -30,8 +30,8 @@ from s2srm.config import (
     SFTConfig,
 )
 from s2srm.errors import UserError
-from s2srm.evaluation.config import EvalConfig, WorldName, validate_eval
-from s2srm.validation import above, at_least, between, validate
+from s2srm.evaluation.config import EvalConfig, WorldName
+from s2srm.validation import above, at_least, between, expand_paths, output_folder
 
 Result = TypeVar("Result")
 
@@ -58,12 +58,11 @@ class DemoConfig:
 
 def run(argv: Sequence[str]) -> None:
     """Run the demo for one world or all."""
-    cfg = parse(DemoConfig, argv, "demo", SUMMARY)
+    cfg = expand_paths(parse(DemoConfig, argv, "demo", SUMMARY))
     above("scale", cfg.scale, 0)
     between("scale", cfg.scale, 0, 1)
     at_least("seed", cfg.seed, 0)
-    if not cfg.output:
-        raise UserError("output is missing: the folder for the demo")
+    output_folder(cfg.output, "the folder for the demo")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("demo runs in one process; start it without torchrun")
     # Read when torch is loaded. Threads that spin while they wait for each other make a step on
@@ -100,13 +99,10 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
         ("ppo-scalar", ppo.run, configs.ppo("scalar")),
         ("ppo-seq2seq", ppo.run, configs.ppo("seq2seq")),
     ):
-        validate(cfg)
         result = clock.time(name, functools.partial(stage, cfg))
         if held_out := _headline(result.metrics):
             print(f"  held out: {held_out}", flush=True)
-    evaluation = configs.evaluation()
-    validate_eval(evaluation)
-    result = clock.time("eval", lambda: evaluate(evaluation))
+    result = clock.time("eval", lambda: evaluate(configs.evaluation()))
     page = write_report([folder], folder / "report.html")
     print_evaluation(result.output / "eval.json", wide_console())
     clock.total()

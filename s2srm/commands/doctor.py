@@ -97,11 +97,11 @@ def attention() -> Iterator[tuple[str, str]]:
     import torch
 
     from s2srm import distributed
-    from s2srm.models.attention import choose_attention
+    from s2srm.models.attention import MEANINGS, choose_attention
 
     for dtype in (torch.float32, torch.bfloat16):
         chosen = choose_attention("auto", distributed.device(), dtype)
-        yield str(dtype).removeprefix("torch."), chosen
+        yield str(dtype).removeprefix("torch."), MEANINGS[chosen]
     for package in ("flash-attn", "flash-attn-3"):
         try:
             yield package, importlib.metadata.version(package)

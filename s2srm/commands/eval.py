@@ -12,8 +12,7 @@ SUMMARY = "Compare policies on the same prompts: score, win rates, refusals, len
 
 def run(argv: Sequence[str]) -> None:
     """Evaluate, print the tables and the folder."""
-    cfg = parse(EvalConfig, argv, "eval", SUMMARY)
-    validate_eval(cfg)
+    cfg = validate_eval(parse(EvalConfig, argv, "eval", SUMMARY))
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
     from s2srm.report.terminal import print_evaluation, wide_console

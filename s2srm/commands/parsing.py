@@ -23,6 +23,9 @@ from s2srm.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
+_OPTION = re.compile(r"--[a-z][\w.]*\+?(=|$)")
+"""What looks like an option: no value, but for settings that take any text, and after `=`."""
+
 Config = TypeVar("Config")
 Fields = dict[str, Any]
 """Dotted key -> annotation, for every setting of a dataclass."""
@@ -30,25 +33,29 @@ Fields = dict[str, Any]
 
 def nearest(word: str, valid: Sequence[str]) -> str:
     """`; did you mean 'x'?`, or the empty string where nothing is near."""
-    matches = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    same_end = [key for key in valid if key.endswith(f".{word}")]
+    matches = same_end or difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def parse(cls: type[Config], argv: Sequence[str], command: str, summary: str) -> Config:
+def parse(
+    cls: type[Config], argv: Sequence[str], command: str, summary: str, texts: Sequence[str] = ()
+) -> Config:
     """The command's config from its arguments: defaults < --config files < dotted flags.
 
-    Raises UserError for an unknown key, a value of another type, a --config that is neither a file
-    nor the name of a shipped recipe, or YAML that cannot be read. Exits 0 after --help.
+    texts: settings whose value is whatever follows, also where that looks like an option. Raises
+    UserError for an unknown key, a value of another type, a --config that is neither a file nor the
+    name of a shipped recipe, or YAML that cannot be read. Exits 0 after --help.
     """
-    arguments = _resolve_recipes(list(argv), cls)
-    _check_flags(arguments, cls)
-    arguments = _bare_switches(arguments, cls)
+    arguments = normalise(argv, cls, texts)
     parser = build_parser(cls, command, summary)
     try:
         values = parser.parse_args(arguments).as_dict()
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(_one_line(str(error), fields_of(cls))) from error
-    return _build(cls, values)
+    pairs = (argument[2:].partition("=") for argument in arguments)
+    given = {key: value for key, _, value in pairs}
+    return _build(cls, values, given)
 
 
 def build_parser(cls: type, command: str, summary: str) -> jsonargparse.ArgumentParser:
@@ -92,21 +99,45 @@ def fields_of(cls: Any, prefix: str = "") -> Fields:
     return found
 
 
-def _resolve_recipes(arguments: list[str], cls: type) -> list[str]:
-    """Replace every --config value by the path of a checked file."""
-    resolved: list[str] = []
-    expect = False
-    for argument in arguments:
-        if expect:
-            argument, expect = str(_recipe(argument, cls)), False
-        elif argument == "--config":
-            expect = True
-        elif argument.startswith("--config="):
-            argument = f"--config={_recipe(argument.partition('=')[2], cls)}"
-        resolved.append(argument)
-    if expect:
-        raise UserError("--config: the path of a recipe is missing")
-    return resolved
+def normalise(argv: Sequence[str], cls: type, texts: Sequence[str] = ()) -> list[str]:
+    """Every setting as one `--key=value`, so that a value may begin with a dash.
+
+    `--switch` alone becomes `--switch=true`, a --config the path of a checked file.
+    """
+    known = fields_of(cls)
+    free = [key for key, annotation in known.items() if typing.get_origin(annotation) is dict]
+    rest = list(reversed(argv))
+    done: list[str] = []
+    while rest:
+        argument = rest.pop()
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if argument == "-h" or (not equals and key.split(".")[-1] in ("help", "print_config")):
+            done.append(argument)
+            continue
+        if not argument.startswith("--"):
+            raise UserError(
+                f"unexpected argument {argument!r}: a setting is --key value, a list is one value "
+                "as in --key '[a, b]', and a text with spaces needs quotes"
+            )
+        in_mapping = any(key.startswith(f"{group}.") for group in free)
+        if key.removesuffix("+") not in known and key != "config" and not in_mapping:
+            raise UserError(f"unknown option --{key}{nearest(key, [*known, 'config'])}")
+        if not equals:
+            if rest and (key in texts or not _OPTION.match(rest[-1])):
+                value = rest.pop()
+            elif known.get(key) is bool:
+                value = "true"
+            else:
+                what = "the path of a recipe" if key == "config" else "its value"
+                before = f" before {rest[-1]} (or is that it: --{key}={rest[-1]}?)" if rest else ""
+                raise UserError(f"--{key}: {what} is missing{before}")
+        if key == "config":
+            value = str(_recipe(value, cls))
+        elif _dataclass_in(known.get(key)) is not None and value != "null" and value[:1] != "{":
+            does = f"; did you mean --{key}.path?" if f"{key}.path" in known else ""
+            raise UserError(f"--{key}: it has settings of its own, got {value!r}{does}")
+        done.append(f"--{key}={value}")
+    return done
 
 
 def _recipe(name: str, cls: type) -> Path:
@@ -120,13 +151,28 @@ def _recipe(name: str, cls: type) -> Path:
             f"{nearest(name, known) or '; recipes: ' + ', '.join(known)}"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings as `key: value`, got {values!r:.60}")
     _check_keys(values, fields_of(cls), str(path))
     return path
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own loaders keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), i in zip(node.value, range(len(keys)), strict=True):
+            if key.value in keys[:i] and key.value != "<<":
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _check_keys(values: Mapping[Any, Any], known: Fields, where: str, prefix: str = "") -> None:
@@ -135,6 +181,9 @@ def _check_keys(values: Mapping[Any, Any], known: Fields, where: str, prefix: st
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, list(known))}")
         if _dataclass_in(known[key]) is None:
+            if value is None and not _optional(known[key]):
+                wanted = _type_name(known[key])
+                raise UserError(f"{where}: {key}: expected {wanted}, got null (nothing after it)")
             continue
         if isinstance(value, Mapping):
             _check_keys(value, known, where, f"{key}.")
@@ -142,50 +191,27 @@ def _check_keys(values: Mapping[Any, Any], known: Fields, where: str, prefix: st
             raise UserError(f"{where}: {key}: expected settings as `key: value`, got {value!r}")
 
 
-def _check_flags(arguments: Sequence[str], cls: type) -> None:
-    known = fields_of(cls)
-    free = [key for key, annotation in known.items() if typing.get_origin(annotation) is dict]
-    options = [*known, "config", "help", "print_config"]
-    for argument in arguments:
-        if not argument.startswith("--"):
-            continue
-        key = argument[2:].partition("=")[0]
-        # An optional group has a help of its own.
-        if key.removesuffix(".help") in options or any(
-            key.startswith(f"{group}.") for group in free
-        ):
-            continue
-        raise UserError(f"unknown option --{key}{nearest(key, options)}")
+def _build(cls: Any, values: Mapping[str, Any], given: Mapping[str, str], prefix: str = "") -> Any:
+    """The dataclass from parsed values.
 
-
-def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """The dataclass from parsed values; null is refused where the type does not allow it, which
-    jsonargparse lets through."""
+    null is refused where the type does not allow it, which jsonargparse lets through. A text that
+    YAML takes for null (`---`, `~`) is a text, except for the word itself. given: flag -> value.
+    """
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         key, annotation = f"{prefix}{field.name}", hints[field.name]
         value, group = values[field.name], _dataclass_in(hints[field.name])
+        if value is None and str in typing.get_args(annotation):
+            value = None if given.get(key) == "null" else given.get(key)
         if value is None and not _optional(annotation):
             raise UserError(f"{key}: expected {_type_name(annotation)}, got null")
         if group is not None and value is not None:
             if not isinstance(value, Mapping):
                 raise UserError(f"{key}: expected settings as `key: value`, got {value!r}")
-            value = _build(group, value, f"{key}.")
+            value = _build(group, value, given, f"{key}.")
         found[field.name] = value
     return cls(**found)
-
-
-def _bare_switches(arguments: Sequence[str], cls: type) -> list[str]:
-    """`--overwrite` means `--overwrite true`."""
-    known = fields_of(cls)
-    completed: list[str] = []
-    for i, argument in enumerate(arguments):
-        completed.append(argument)
-        following = arguments[i + 1] if i + 1 < len(arguments) else "--"
-        if known.get(argument.removeprefix("--")) is bool and following.startswith("--"):
-            completed.append("true")
-    return completed
 
 
 def _one_line(message: str, known: Fields) -> str:
@@ -197,7 +223,15 @@ def _one_line(message: str, known: Fields) -> str:
     key = ".".join(keys)
     if not values or key not in known:
         return flat
-    return f"{key}: expected {_type_name(known[key])}, got {values[0]!r}"
+    got = "null" if values[0] == "None" else repr(values[0])
+    return f"{key}: expected {_type_name(known[key])}, got {got}{_example(key, known[key])}"
+
+
+def _example(key: str, annotation: Any) -> str:
+    """How a list or mapping is written on the command line."""
+    if typing.get_origin(annotation) is dict:
+        return f" (as in --{key}.NAME VALUE)"
+    return f" (as in --{key} '[a, b]')" if typing.get_origin(annotation) is list else ""
 
 
 def _dataclass_in(annotation: Any) -> Any | None:
@@ -218,6 +252,8 @@ def _type_name(annotation: Any) -> str:
     """int, `int or null`, `one of a, b`, tuple[float, float]."""
     if annotation is type(None):
         return "null"
+    if annotation is bool:
+        return "true or false"
     if _is_union(annotation):
         return " or ".join(_type_name(option) for option in typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Literal:

@@ -12,8 +12,7 @@ from s2srm.validation import validate
 
 def run_stage(name: str, cls: type[StageConfig], argv: Sequence[str], summary: str) -> None:
     """Run `s2srm.stages.<name>` with the config that the arguments make."""
-    cfg = parse(cls, argv, name, summary)
-    validate(cfg)
+    cfg = validate(parse(cls, argv, name, summary))
     from s2srm import distributed
     from s2srm.commands.libraries import quiet_libraries
 

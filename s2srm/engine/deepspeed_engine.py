@@ -9,6 +9,7 @@ only by tensor-parallel inference), and logs a page.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -90,7 +91,8 @@ class DeepSpeedEngine(Engine):
         if norm is None:
             norm = self.engine.get_global_grad_norm()
         self.num_steps += 1
-        return StepInfo(float(norm), lr)
+        # ZeRO says -1 for a norm that is not finite.
+        return StepInfo(float(norm) if norm >= 0 else math.nan, lr)
 
     def _norm_unsharded(self) -> Tensor:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]

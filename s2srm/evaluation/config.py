@@ -14,7 +14,16 @@ from s2srm.config import (
     TokenRewardConfig,
 )
 from s2srm.errors import UserError
-from s2srm.validation import at_least, data, model, model_path, sampling, token_reward
+from s2srm.validation import (
+    at_least,
+    data,
+    expand_paths,
+    model,
+    model_path,
+    output_folder,
+    sampling,
+    token_reward,
+)
 
 WorldName = Literal["safety", "summarization", "instructions"]
 
@@ -62,10 +71,10 @@ class EvalConfig:
     """For policies that no stage of s2srm saved; the others bring their own."""
 
 
-def validate_eval(cfg: EvalConfig) -> None:
-    """Check every value. Raises UserError."""
-    if not cfg.output:
-        raise UserError("output is missing: the folder for the results")
+def validate_eval(cfg: EvalConfig) -> EvalConfig:
+    """Check every value, as `validation.validate` does; returns it with its paths expanded."""
+    cfg = expand_paths(cfg)
+    output_folder(cfg.output, "the folder for the results")
     at_least("seed", cfg.seed, 0)
     if not cfg.policies:
         raise UserError("policies is missing: name -> model folder, as in --policies.sft runs/sft")
@@ -95,3 +104,4 @@ def validate_eval(cfg: EvalConfig) -> None:
     at_least("num_prompts", cfg.num_prompts, 2)
     at_least("num_resamples", cfg.num_resamples, 100)
     at_least("feedback_rows", cfg.feedback_rows, 0)
+    return cfg

@@ -6,22 +6,24 @@ correction is generated greedily. Both say the same up to the divergence.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from s2srm.config import EngineConfig, ModelConfig, RewardConfig, TokenRewardConfig
-from s2srm.data.compat import check_same_tokenizer
+from s2srm.config import EngineConfig, RewardConfig, TokenRewardConfig
 from s2srm.data.schema import PromptText
-from s2srm.data.templates import Template
 from s2srm.engine.build import build_engine
 from s2srm.errors import UserError
-from s2srm.models.load import load_causal_lm, load_tokenizer
+from s2srm.evaluation.inputs import Reader
+from s2srm.models.load import load_causal_lm
 from s2srm.packing import split_rows
 from s2srm.rewards.seq2seq import Seq2SeqReward
 from s2srm.rollout.base import Response
+
+logger = logging.getLogger(__name__)
 
 _MICROBATCH_TOKENS = 8192
 
@@ -55,23 +57,16 @@ class FeedbackModel:
     """A trained seq2seq RM with its tokenizer and template."""
 
     def __init__(
-        self,
-        model: ModelConfig,
-        token: TokenRewardConfig,
-        *,
-        max_correction_tokens: int,
-        key: str = "rm",
+        self, reader: Reader, token: TokenRewardConfig, *, max_correction_tokens: int
     ) -> None:
-        """key is the setting that UserErrors name. UserError if the folder holds no RM of ours."""
-        self._path = model.path
-        self.tokenizer = load_tokenizer(model, f"{key}.path")
-        self.template = Template.load(model.path)
+        """Load the weights of what `inputs.read_reward_model` found."""
+        self.tokenizer, self.template = reader.tokenizer, reader.template
         engine = build_engine(
-            lambda zero: load_causal_lm(model, zero_config=zero, train=False),
+            lambda zero: load_causal_lm(reader.cfg, zero_config=zero, train=False),
             EngineConfig(kind="torch"),
             None,
         )
-        cfg = RewardConfig(kind="seq2seq", model=model, token=token, scale="none")
+        cfg = RewardConfig(kind="seq2seq", model=reader.cfg, token=token, scale="none")
         self._reward = Seq2SeqReward(
             engine,
             self.template,
@@ -79,18 +74,6 @@ class FeedbackModel:
             microbatch_tokens=_MICROBATCH_TOKENS,
             max_correction_tokens=max_correction_tokens,
         )
-
-    def encode(self, prompt: PromptText, response: str) -> tuple[list[int], Response]:
-        """Prompt ids, and the response with its end of sequence. UserError if that is empty."""
-        tokens = self.template.encode_response(self.tokenizer, response, prompt)
-        if not tokens:
-            raise UserError("the response is empty")
-        ids = self.template.encode_prompt(self.tokenizer, prompt)
-        return ids, Response([*tokens, self.template.eos_id], finished=True)
-
-    def check_same_tokenizer(self, other: PreTrainedTokenizerBase, where: str) -> None:
-        """UserError where another model's token ids would mean other text to the RM."""
-        check_same_tokenizer(self.tokenizer, other, other_name=where, policy_name=self._path)
 
     def token_rewards(
         self, prompts: Sequence[list[int]], responses: Sequence[Response]
@@ -132,6 +115,44 @@ class FeedbackModel:
                 )
             )
         return found
+
+
+def encode(reader: Reader, prompt: PromptText, response: str) -> tuple[list[int], Response]:
+    """Prompt ids, and the response with its end of sequence. UserError where either is empty."""
+    tokens = reader.template.encode_response(reader.tokenizer, response, prompt)
+    if not tokens:
+        raise UserError("the response is empty")
+    ids = reader.template.encode_prompt(reader.tokenizer, prompt)
+    if not ids:
+        raise UserError("the prompt is empty")
+    return ids, Response([*tokens, reader.template.eos_id], finished=True)
+
+
+def correction_limit(
+    reader: Reader, prompt: list[int], response: Response, wanted: int | None, default: int
+) -> int:
+    """Longest correction, in tokens: as wanted, or the default cut to the positions left.
+
+    UserError if the model has too few positions for what it reads, or for what is wanted.
+    """
+    read = len(reader.template.rm_input(prompt, response.tokens))
+    total = read + len(response.tokens)
+    if reader.positions is None:
+        return wanted or default
+    if total > reader.positions:
+        raise UserError(
+            f"prompt ({len(prompt)} tokens), response ({len(response.tokens)}), separator and the "
+            f"response again take {total} positions, over the {reader.positions} of {reader.where}"
+        )
+    room = reader.positions - read
+    if wanted is not None and wanted > room:
+        raise UserError(
+            f"max_new_tokens {wanted}: prompt, response and separator take {read} of the "
+            f"{reader.positions} positions of {reader.where}; at most {room} fits"
+        )
+    if wanted is None and default > room:
+        logger.info("corrections of at most %d tokens: the model has no more positions", room)
+    return wanted or min(default, room)
 
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, response: Response) -> str:

@@ -7,32 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from s2srm import distributed
-from s2srm.config import DataConfig, ModelConfig, TemplateConfig
-from s2srm.data.loading import load_prompts
+from s2srm.config import ModelConfig
 from s2srm.data.schema import PromptText
-from s2srm.data.templates import Template
 from s2srm.errors import UserError
-from s2srm.evaluation.config import EvalConfig
+from s2srm.evaluation.config import EvalConfig, validate_eval
 from s2srm.evaluation.feedback import FeedbackModel, plain_text
+from s2srm.evaluation.inputs import (
+    Reader,
+    Split,
+    check_readers,
+    read_policy,
+    read_reward_model,
+    read_splits,
+)
 from s2srm.evaluation.judging import Judge, heuristic_judge, world_judge
 from s2srm.evaluation.summary import Record, summarise
-from s2srm.models.load import load_lm, load_tokenizer
+from s2srm.models.load import load_lm
+from s2srm.outputs import writing
 from s2srm.progress import ProgressBar
 from s2srm.rollout.base import Response, sampling_seed
 from s2srm.rollout.hf import HFRollout, named_tensors
 from s2srm.runs import RunResult, prepare_output
 from s2srm.worlds import get_world
-
-logger = logging.getLogger(__name__)
 
 GOLD = "the world's programmatic judge, which trained no method"
 RM_OPINION = "mean token reward by the reward model: its own opinion, not a judgement of quality"
@@ -52,8 +54,7 @@ class Answer:
 class Task:
     """One pass over the prompts of one split at one temperature."""
 
-    split: str
-    prompts: list[PromptText]
+    split: Split
     temperature: float
     sample: int
 
@@ -64,17 +65,24 @@ def evaluate(cfg: EvalConfig) -> RunResult:
     eval.json: {"world", "judge", "against", "groups": see `summary.summarise`}. The result's
     metrics are `<split>/<temperature>/<policy>/score` and `.../length`.
     """
+    cfg = validate_eval(cfg)
     if distributed.world_size() > 1:
         raise UserError("eval runs in one process; start it without torchrun")
-    feedback_model = _feedback_model(cfg)
-    tasks = _tasks(cfg)
+    policies = {
+        name: read_policy(f"policies.{name}", ModelConfig(path, cfg.precision), cfg.template)
+        for name, path in cfg.policies.items()
+    }
+    rm = None if cfg.reward_model is None else read_reward_model("reward_model", cfg.reward_model)
+    check_readers(policies, rm)
+    tasks = _tasks(read_splits(cfg, policies, rm), cfg)
     judge = world_judge(get_world(cfg.world)) if cfg.world else heuristic_judge
     output = prepare_output(cfg)
+    feedback_model = None if rm is None else _feedback_model(rm, tasks, cfg)
     answers: list[Answer] = []
-    total = len(cfg.policies) * sum(len(task.prompts) for task in tasks)
+    total = len(cfg.policies) * sum(len(task.split.rows) for task in tasks)
     with ProgressBar(total, "evaluation", unit="response") as bar:
-        for name, path in cfg.policies.items():
-            answers += _answer(name, path, cfg, tasks, judge, bar, feedback_model)
+        for name, reader in policies.items():
+            answers += _answer(name, reader, cfg, tasks, judge, bar)
     if feedback_model is not None and cfg.world is None:
         answers = _score_by_reward(answers, feedback_model)
     against = cfg.against or [next(iter(cfg.policies))]
@@ -85,90 +93,70 @@ def evaluate(cfg: EvalConfig) -> RunResult:
         "against": against,
         "groups": summarise(records, against, cfg.num_resamples),
     }
-    (output / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _write_jsonl(output / "responses.jsonl", [record.row() for record in records])
+    rows = [record.row() for record in records]
+    with writing(output):
+        (output / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        _write_jsonl(output / "responses.jsonl", rows)
     if feedback_model is not None:
         rows = _feedback(_chosen_for_reading(answers, cfg), feedback_model, judge, cfg)
-        _write_jsonl(output / "feedback.jsonl", rows)
+        with writing(output):
+            _write_jsonl(output / "feedback.jsonl", rows)
     return RunResult(output, _flat_metrics(result))
 
 
-def _feedback_model(cfg: EvalConfig) -> FeedbackModel | None:
-    if cfg.reward_model is None:
-        return None
-    return FeedbackModel(
-        cfg.reward_model,
-        cfg.token,
-        max_correction_tokens=2 * cfg.sampling.max_new_tokens,
-        key="reward_model",
-    )
+def _feedback_model(reader: Reader, tasks: list[Task], cfg: EvalConfig) -> FeedbackModel:
+    """The RM, with corrections of up to two responses' length where its positions allow that."""
+    longest = 2 * cfg.sampling.max_new_tokens
+    if reader.positions is not None:
+        ids = [prompt for task in tasks for found in task.split.ids.values() for prompt in found]
+        read = max(map(len, ids)) + cfg.sampling.max_new_tokens + len(reader.template.separator_ids)
+        longest = min(longest, reader.positions - read)
+    return FeedbackModel(reader, cfg.token, max_correction_tokens=longest)
 
 
-def _tasks(cfg: EvalConfig) -> list[Task]:
+def _tasks(splits: list[Split], cfg: EvalConfig) -> list[Task]:
     """Every (split, temperature, sample) with its prompts; greedy once, whatever num_samples."""
-    splits: dict[str, list[PromptText]] = {}
-    if cfg.world is not None:
-        world = get_world(cfg.world)
-        splits["test"] = list(world.prompts(cfg.num_prompts, cfg.seed, "test"))
-        splits["ood"] = list(world.prompts(cfg.num_prompts, cfg.seed, "ood"))
-    else:
-        assert cfg.data is not None
-        splits["test"] = _load(cfg.data, cfg.num_prompts)
-        if cfg.ood_data is not None:
-            splits["ood"] = _load(cfg.ood_data, cfg.num_prompts)
     return [
-        Task(split, prompts, temperature, sample)
-        for split, prompts in splits.items()
+        Task(split, temperature, sample)
+        for split in splits
         for temperature in cfg.temperatures
         for sample in range(cfg.num_samples if temperature > 0 else 1)
     ]
 
 
-def _load(cfg: DataConfig, num_prompts: int) -> list[PromptText]:
-    """The first different prompts of a data set."""
-    rows, _ = load_prompts(cfg)
-    prompts = list(dict.fromkeys(row.prompt for row in rows))[:num_prompts]
-    if len(prompts) < num_prompts:
-        logger.warning("%s has %d different prompts, not %d", cfg.path, len(prompts), num_prompts)
-    return prompts
-
-
 def _answer(
     name: str,
-    path: str,
+    policy: Reader,
     cfg: EvalConfig,
     tasks: list[Task],
     judge: Judge,
     bar: ProgressBar,
-    feedback_model: FeedbackModel | None,
 ) -> Iterator[Answer]:
     """Every response of one policy, judged."""
-    model_cfg = ModelConfig(path=path, precision=cfg.precision)
-    tokenizer = load_tokenizer(model_cfg, f"policies.{name}")
-    if feedback_model is not None:
-        feedback_model.check_same_tokenizer(tokenizer, f"policies.{name} {path}")
-    template = load_template(path, tokenizer, cfg.template)
-    lm = load_lm(model_cfg, train=False)
+    lm = load_lm(policy.cfg, train=False)
     rollout = HFRollout.without_weights(lm)
     device = distributed.device()
     rollout.update_weights((n, tensor.to(device)) for n, tensor in named_tensors(lm))
     for task in tasks:
-        prompt_ids = [template.encode_prompt(tokenizer, prompt) for prompt in task.prompts]
+        prompt_ids = task.split.ids[name]
         seeds = [sampling_seed(cfg.seed, task.sample, i) for i in range(len(prompt_ids))]
         sampling = dataclasses.replace(cfg.sampling, temperature=task.temperature)
         step = cfg.sampling.batch_size
         for first in range(0, len(prompt_ids), step):
             part = slice(first, first + step)
-            responses = rollout.generate(prompt_ids[part], seeds[part], sampling, template.eos_id)
+            responses = rollout.generate(
+                prompt_ids[part], seeds[part], sampling, policy.template.eos_id
+            )
             tokens = sum(len(response.tokens) for response in responses)
             bar.advance(len(responses), tokens, policy=name)
-            for prompt, ids, response in zip(
-                task.prompts[part], prompt_ids[part], responses, strict=True
+            for row, ids, response in zip(
+                task.split.rows[part], prompt_ids[part], responses, strict=True
             ):
-                shown, text = prompt_text(prompt), plain_text(tokenizer, response)
+                shown = prompt_text(row.prompt)
+                text = plain_text(policy.tokenizer, response)
                 record = Record(
                     policy=name,
-                    split=task.split,
+                    split=task.split.name,
                     temperature=task.temperature,
                     sample=task.sample,
                     prompt=shown,
@@ -177,13 +165,6 @@ def _answer(
                     judgement=judge(shown, text),
                 )
                 yield Answer(record, ids, response)
-
-
-def load_template(path: str, tokenizer: PreTrainedTokenizerBase, cfg: TemplateConfig) -> Template:
-    """The template saved with a model, or, for a model that no stage of ours saved, a new one."""
-    if (Path(path).expanduser() / "s2srm_template.json").is_file():
-        return Template.load(path)
-    return Template.build(tokenizer, cfg)
 
 
 def prompt_text(prompt: PromptText) -> str:

@@ -31,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 SDPA = "s2srm_packed"
 VARLEN = "s2srm_varlen"
+MEANINGS = {
+    SDPA: "torch's scaled_dot_product_attention, one call per sequence",
+    VARLEN: "the FlashAttention kernels inside torch, one call per batch",
+    "flash_attention_2": "the flash-attn package, one call per batch",
+    "flash_attention_3": "the flash-attn-3 package, one call per batch",
+}
+"""What each name of an attention function means, in words."""
 
 
 def choose_attention(
@@ -50,9 +57,9 @@ def choose_attention(
 
 def _why_no_flash(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda":
-        return f"it needs a CUDA device, this one is {device.type}"
+        return f"FlashAttention needs a CUDA device, this one is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"it needs bfloat16 weights, these are {dtype}"
+        return f"FlashAttention needs bfloat16 weights, these are {dtype}"
     return ""
 
 
@@ -67,7 +74,8 @@ def _flash_implementation() -> str:
 @cache
 def _log_choice(wanted: str, chosen: str, reason: str) -> None:
     if distributed.is_main():
-        logger.info("attention %s: %s%s", wanted, chosen, f" ({reason})" if reason else "")
+        because = f" ({reason})" if reason else ""
+        logger.info("attention %s: %s%s", wanted, MEANINGS[chosen], because)
 
 
 def packed_sdpa(

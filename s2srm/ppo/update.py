@@ -18,8 +18,10 @@ from torch import Tensor
 from s2srm import distributed
 from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, StepInfo, run_microbatches
+from s2srm.guards import Place, check_gradient, check_local_loss
 from s2srm.packing import Packed, Segment, pack
 from s2srm.ppo.experience import Experience
+from s2srm.ppo.guarding import update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.plan import Minibatch
 from s2srm.ppo.values import value_loss
@@ -48,6 +50,8 @@ def update(
     means: TokenMeans,
     *,
     first_epoch: bool,
+    phase: int = 1,
+    epoch: int = 1,
 ) -> dict[str, float]:
     """One pass over a phase; all ranks must call it.
 
@@ -57,6 +61,9 @@ def update(
         means: takes in the losses and ratios of every micro-batch.
         first_epoch: the policy is still the one that `experience` was collected with; its ratio
             is then asserted to be 1.
+        phase, epoch: counted from 1, for the error of numbers that are not finite.
+
+    TrainingDiverged if a loss or gradient is not finite.
 
     Returns:
         Gradient norms (before clipping) and learning rates of the last step, and
@@ -71,13 +78,17 @@ def update(
         ]
         if policy is not None:
             is_first = first_epoch and number == 0
+            place = update_place("policy", cfg, phase, epoch, number + 1)
             info, ratio_error = _policy_step(
-                policy, experience, microbatches, minibatch.num_tokens, cfg, means, is_first
+                policy, experience, microbatches, minibatch.num_tokens, cfg, means, is_first, place
             )
             if is_first:
                 found["ppo/first_ratio_error"] = ratio_error
             found |= {"grad_norm/policy": info.grad_norm, "lr/policy": info.lr}
-        info = _critic_step(critic, experience, microbatches, minibatch.num_tokens, cfg, means)
+        place = update_place("critic", cfg, phase, epoch, number + 1)
+        info = _critic_step(
+            critic, experience, microbatches, minibatch.num_tokens, cfg, means, place
+        )
         found |= {"grad_norm/critic": info.grad_norm, "lr/critic": info.lr}
     return found
 
@@ -90,6 +101,7 @@ def _policy_step(
     cfg: PPOConfig,
     means: TokenMeans,
     is_first: bool,
+    place: Place,
 ) -> tuple[StepInfo, float]:
     """Gradients of the minibatch, the ratio's check, the optimiser's step."""
     deviations: list[Tensor] = []
@@ -118,13 +130,15 @@ def _policy_step(
         deviations.extend([(ratio.ratio_max - 1).abs(), (2 * ratio.k3.clamp_min(0)).sqrt()])
         return loss
 
-    run_microbatches(policy, microbatches, loss_fn)
+    check_local_loss(run_microbatches(policy, microbatches, loss_fn), place)
     error = 0.0
     if is_first:
         largest = float(torch.stack(deviations).max()) if deviations else 0.0
         error = max(distributed.gather_objects(largest))
         check_first_ratio(error, next(policy.module.parameters()).dtype)
-    return policy.step(), error
+    info = policy.step()
+    check_gradient(info, place)
+    return info, error
 
 
 def _critic_step(
@@ -134,6 +148,7 @@ def _critic_step(
     num_tokens: int,
     cfg: PPOConfig,
     means: TokenMeans,
+    place: Place,
 ) -> StepInfo:
     """Gradients of the value loss over the minibatch, and the optimiser's step."""
 
@@ -151,8 +166,10 @@ def _critic_step(
         means.add("ppo/value_loss", loss.detach() * num_tokens / count, count)
         return cfg.vf_coef * loss
 
-    run_microbatches(critic, microbatches, loss_fn)
-    return critic.step()
+    check_local_loss(run_microbatches(critic, microbatches, loss_fn), place)
+    info = critic.step()
+    check_gradient(info, place)
+    return info
 
 
 def check_first_ratio(error: float, dtype: torch.dtype) -> None:

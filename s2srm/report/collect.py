@@ -1,7 +1,9 @@
 """Reads run folders: curves, evaluations, responses with token rewards, and what each run cost.
 
 A folder is a training run (metrics.jsonl), an evaluation (eval.json), or holds such folders up to
-two levels down, as the demo's does. A file that a crash cut short counts up to its last whole line.
+two levels down, as the demo's does. Lines count up to the last whole one, so a run in progress and
+one that a crash cut short can be read; anything else that is not as it was written is an error that
+names the file.
 """
 
 from __future__ import annotations
@@ -16,6 +18,15 @@ import yaml
 
 from s2srm.errors import UserError
 from s2srm.metrics import read_jsonl
+from s2srm.report.shapes import (
+    EVALUATION,
+    METRICS_ROW,
+    PPO_CONFIG,
+    SUPERVISED_CONFIG,
+    check,
+    check_feedback,
+)
+from s2srm.validation import expand_path
 
 _LEVELS = 2
 
@@ -57,7 +68,7 @@ class Collected:
 def collect(folders: Sequence[str | Path]) -> Collected:
     """Read the folders. Raises UserError for one that does not exist or holds no run."""
     found = Collected()
-    for folder in map(Path, folders):
+    for folder in (Path(expand_path("RUN", str(folder))) for folder in folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
         runs = list(_run_folders(folder, _LEVELS))
@@ -86,29 +97,52 @@ def _started(folder: Path) -> float:
 
 def _read(folder: Path, name: str, found: Collected) -> None:
     if (folder / "eval.json").is_file():
-        evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+        evaluation = _json(folder / "eval.json")
+        check(evaluation, EVALUATION, str(folder / "eval.json"))
         found.evaluations.append(evaluation | {"name": name})
-        if (folder / "feedback.jsonl").is_file():
-            found.feedback.extend(read_jsonl(folder / "feedback.jsonl"))
+        found.feedback.extend(_feedback(folder / "feedback.jsonl"))
         return
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} has metrics.jsonl but no config.yaml")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    samples = folder / "samples.jsonl"
-    found.runs.append(
-        Run(
-            name=name,
-            folder=folder,
-            kind=_kind(config),
-            config=config,
-            rows=read_jsonl(folder / "metrics.jsonl"),
-            samples=read_jsonl(samples) if samples.is_file() else [],
-        )
-    )
+    config = _config(path)
+    kind = _kind(config, path)
+    check(config, PPO_CONFIG if kind == "ppo" else SUPERVISED_CONFIG, str(path))
+    rows = read_jsonl(folder / "metrics.jsonl")
+    for number, row in enumerate(rows, start=1):
+        check(row, METRICS_ROW, f"{folder / 'metrics.jsonl'}:{number}")
+    samples = _feedback(folder / "samples.jsonl")
+    found.runs.append(Run(name, folder, kind, config, rows, samples))
 
 
-def _kind(config: dict[str, Any]) -> str:
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}); was the evaluation stopped while it wrote?"
+        ) from error
+
+
+def _feedback(path: Path) -> list[dict[str, Any]]:
+    """Rows of responses with token rewards; none where the file is not there."""
+    rows = read_jsonl(path) if path.is_file() else []
+    for number, row in enumerate(rows, start=1):
+        check_feedback(row, path, number)
+    return rows
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected settings as `key: value`, got {config!r:.60}")
+    return config
+
+
+def _kind(config: dict[str, Any], path: Path) -> str:
     """Which stage wrote a config, by a key that only it has."""
     for key, kind in (
         ("policy", "ppo"),
@@ -118,7 +152,7 @@ def _kind(config: dict[str, Any]) -> str:
     ):
         if key in config:
             return kind
-    raise UserError(f"config.yaml of {config.get('output')!r} is of no known stage")
+    raise UserError(f"{path}: it is the config of no known stage")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from typing import Any
 import jinja2
 
 from s2srm import __version__
+from s2srm.outputs import probe_file, writing
 from s2srm.report.charts import NUM_COLOURS, Series, line_chart
 from s2srm.report.collect import Collected, Run, collect, costs
 from s2srm.report.diff import diff
+from s2srm.validation import expand_path
 
 _FOLDER = Path(__file__).resolve().parent
 _STAGES = {
@@ -58,11 +60,13 @@ _COLUMNS = (
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
-    """Collect the folders and write the page to `out`. Raises UserError as `collect` does."""
+    """Collect the folders and write the page to `out`. UserError as `collect`, or for `out`."""
+    out = Path(expand_path("--out", str(out)))
+    probe_file("--out", out)
     html = render(collect(folders))
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(html, encoding="utf-8")
     return out
 
 

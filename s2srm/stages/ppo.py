@@ -11,8 +11,12 @@ import time
 
 from s2srm import distributed
 from s2srm.config import PPOConfig
+from s2srm.errors import UserError
+from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
+from s2srm.outputs import writing
 from s2srm.ppo.experience import Experience, collect_experience
+from s2srm.ppo.guarding import check_experience, check_reward, trained_place
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
 from s2srm.ppo.plan import Minibatch, Rollouts, permutation, plan_epoch
@@ -22,10 +26,12 @@ from s2srm.runs import RunResult
 from s2srm.stages.ppo_sampler import Sampler
 from s2srm.stages.ppo_samples import sample_rows
 from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
+from s2srm.validation import validate
 
 
 def run(cfg: PPOConfig) -> RunResult:
     """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
+    cfg = validate(cfg)
     inputs = prepare(cfg)
     models = load_models(cfg, inputs)
     sampler = Sampler(models.policy, inputs.prompts, inputs.template.eos_id, cfg)
@@ -42,10 +48,13 @@ def run(cfg: PPOConfig) -> RunResult:
                 kl=metrics["kl/per_response"],
                 length=metrics["response/length_mean"],
             )
-    models.policy.save(inputs.output, inputs.tokenizer, inputs.template)
-    models.critic.save(inputs.output / "critic", inputs.tokenizer, inputs.template)
+        check_trained(models.policy, trained_place("policy", cfg))
+        check_trained(models.critic, trained_place("critic", cfg))
+        with writing(inputs.output):
+            models.policy.save(inputs.output, inputs.tokenizer, inputs.template)
+            models.critic.save(inputs.output / "critic", inputs.tokenizer, inputs.template)
     distributed.barrier()
-    return RunResult(inputs.output, logger.last)
+    return RunResult(inputs.output, dict(logger.last))
 
 
 def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
@@ -53,9 +62,25 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
     scale = 1.0
     if cfg.reward.scale == "unit_std":
         rollouts = sampler.calibration()
-        scale = unit_std_scale(models.reward(rollouts.prompts, rollouts.responses).raw_sum)
+        reward = models.reward(rollouts.prompts, rollouts.responses)
+        check_reward(reward, cfg, 0)
+        check_different(rollouts, len(sampler.prompts))
+        scale = unit_std_scale(reward.raw_sum)
         models.reward.calibrate(scale)
     return scale
+
+
+def check_different(rollouts: Rollouts, num_prompts: int) -> None:
+    """UserError if all responses to a few prompts are the same: no reward has a spread then."""
+    mine = {tuple(response.tokens) for response in rollouts.responses}
+    # Two of a rank are enough to tell.
+    different = set().union(*distributed.gather_objects(set(list(mine)[:2])))
+    if len(different) == 1:
+        raise UserError(
+            f"reward.scale unit_std: the initial policy always writes the same response (to "
+            f"{num_prompts} prompt{'s' if num_prompts > 1 else ''}), so its reward has no spread "
+            "to scale by; give more prompts or a policy that varies, or take reward.scale none"
+        )
 
 
 def run_phase(
@@ -73,11 +98,13 @@ def run_phase(
     sampled = time.perf_counter()
 
     reward = models.reward(rollouts.prompts, rollouts.responses)
+    check_reward(reward, cfg, phase + 1)
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
         models.policy, models.reference, models.critic, rollouts, reward, first_epoch, coef, cfg
     )
+    check_experience(experience, cfg, phase + 1)
     metrics = phase_metrics(experience) | {"kl/coef": coef}
     controller.update(metrics["kl/per_response"], cfg.rollout_size)
     if logger is not None and is_sample_phase(phase, cfg):
@@ -103,7 +130,17 @@ def learn(
     found: dict[str, float] = {}
     for epoch in range(cfg.ppo_epochs):
         plan = first_epoch if epoch == 0 else epoch_plan(experience.rollouts, phase, epoch, cfg)
-        found |= update(policy, models.critic, experience, plan, cfg, means, first_epoch=epoch == 0)
+        found |= update(
+            policy,
+            models.critic,
+            experience,
+            plan,
+            cfg,
+            means,
+            first_epoch=epoch == 0,
+            phase=phase + 1,
+            epoch=epoch + 1,
+        )
     return found | means.reduce()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel
@@ -40,9 +41,12 @@ class Sampler:
         return self._sample(chosen, phase)
 
     def calibration(self) -> Rollouts:
-        """One response to each of calibration_prompts prompts, or of all if there are fewer."""
+        """calibration_prompts responses, each to another prompt; if there are fewer prompts, they
+        are asked again and again, with other seeds."""
         order = permutation(len(self.prompts), self.cfg.seed, _CALIBRATION_SHUFFLE, 0)
-        return self._sample(order[: self.cfg.reward.calibration_prompts], CALIBRATION_PHASE)
+        count = self.cfg.reward.calibration_prompts
+        chosen = list(itertools.islice(itertools.cycle(order), count))
+        return self._sample(chosen, CALIBRATION_PHASE)
 
     def _sample(self, chosen: Sequence[int], phase: int) -> Rollouts:
         index = list(range(distributed.rank(), len(chosen), distributed.world_size()))

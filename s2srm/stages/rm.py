@@ -25,12 +25,12 @@ from s2srm.data.examples import TokenisedPreference, rm_segments, tokenise_prefe
 from s2srm.data.loading import load_preferences
 from s2srm.data.templates import Template
 from s2srm.engine import Engine
-from s2srm.errors import UserError
 from s2srm.models.load import load_causal_lm
 from s2srm.packing import split_rows
 from s2srm.runs import RunResult
 from s2srm.stages.rm_probe import probe_rm
 from s2srm.training import Microbatch, Stats, Task, Unit, log_rows, prepare, train
+from s2srm.validation import validate
 
 CORRECTION, IDENTITY = 0, 1
 NAMES = {CORRECTION: "correction", IDENTITY: "identity"}
@@ -38,12 +38,7 @@ NAMES = {CORRECTION: "correction", IDENTITY: "identity"}
 
 def run(cfg: RMConfig) -> RunResult:
     """Train; the output folder loads with AutoModelForCausalLM.from_pretrained."""
-    weights = (cfg.correction_weight, cfg.identity_weight)
-    if min(weights) < 0 or sum(weights) == 0:
-        raise UserError(
-            "correction_weight and identity_weight must not be negative, nor both 0; got "
-            f"{weights[0]} and {weights[1]}"
-        )
+    cfg = validate(cfg)
     data = prepare(cfg, load_triples)
     return train(cfg, RMTask(cfg, data.template), data)
 

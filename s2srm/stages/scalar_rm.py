@@ -20,12 +20,14 @@ from s2srm.runs import RunResult
 from s2srm.stages.rm import load_triples
 from s2srm.stages.rm_probe import correlation, moments
 from s2srm.training import Microbatch, Stats, Task, Unit, prepare, train
+from s2srm.validation import validate
 
 MOMENTS = ("n", "x", "y", "xx", "yy", "xy")
 
 
 def run(cfg: ScalarRMConfig) -> RunResult:
     """Train; the folder also loads as a causal LM, the head is in score_head.safetensors."""
+    cfg = validate(cfg)
     data = prepare(cfg, partial(load_triples, layout="response"))
     return train(cfg, ScalarRMTask(cfg, data.template), data)
 

@@ -15,10 +15,12 @@ from s2srm.data.templates import Template
 from s2srm.models.load import load_causal_lm
 from s2srm.runs import RunResult
 from s2srm.training import Microbatch, Stats, Task, Unit, log_rows, prepare, train
+from s2srm.validation import validate
 
 
 def run(cfg: SFTConfig) -> RunResult:
     """Train; the output folder loads with AutoModelForCausalLM.from_pretrained."""
+    cfg = validate(cfg)
 
     def load_rows(
         data: DataConfig,

@@ -25,7 +25,8 @@ from s2srm.config import (
     TemplateConfig,
 )
 from s2srm.data.templates import Template
-from s2srm.errors import UserError
+from s2srm.engine.torch_engine import TorchEngine
+from s2srm.errors import TrainingDiverged, UserError
 from s2srm.models.load import load_causal_lm, load_tokenizer, load_value_model
 from s2srm.packing import Segment, pack
 from s2srm.stages import rm, scalar_rm, sft
@@ -211,6 +212,78 @@ def test_bad_rows_are_found_before_any_weight_is_read(
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+STAGES = [(sft, SFTConfig), (rm, RMConfig), (scalar_rm, ScalarRMConfig)]
+
+
+@pytest.mark.parametrize("stage, config", STAGES)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_run_that_diverges_ends_in_one_line_without_a_model(
+    steps: int, stage: Any, config: Any, data: Path, tmp_path: Path
+) -> None:
+    changes = {"optim": OptimConfig(lr=1e30), "max_steps": steps, "eval_data": None}
+    with pytest.raises(TrainingDiverged) as caught:
+        stage.run(config(**settings(data, tmp_path / "out", **changes)))
+    message = str(caught.value)
+    assert f"step {1 if steps == 1 else 2}: the " in message and "lower optim.lr (1e+30)" in message
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert None in history(tmp_path / "out")[-1].values()
+    assert history(tmp_path / "out")[0]["loss"] > 0, "the steps before it stay"
+
+
+def test_a_gradient_that_overflows_under_a_finite_loss(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = TorchEngine.backward
+
+    def overflow(self: TorchEngine, loss: torch.Tensor, last: bool = True) -> None:
+        backward(self, loss, last)
+        for parameter in self.module.parameters():
+            parameter.grad = torch.full_like(parameter, math.inf)
+
+    monkeypatch.setattr(TorchEngine, "backward", overflow)
+    with pytest.raises(TrainingDiverged, match="SFT step 1: the norm of the gradient is"):
+        sft.run(SFTConfig(**settings(data, tmp_path / "out", eval_data=None)))
+    assert history(tmp_path / "out")[-1]["grad_norm"] is None
+
+
+def test_held_out_rows_that_give_no_finite_loss(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = sft.SFTTask.metrics
+    monkeypatch.setattr(
+        sft.SFTTask, "metrics", lambda self, sums: dict.fromkeys(metrics(self, sums), math.nan)
+    )
+    with pytest.raises(TrainingDiverged, match="SFT step 0: the loss on eval_data is nan"):
+        sft.run(SFTConfig(**settings(data, tmp_path / "out")))
+
+
+@pytest.mark.parametrize("stage, config", STAGES)
+def test_stages_run_from_python_check_their_values(
+    stage: Any, config: Any, data: Path, tmp_path: Path
+) -> None:
+    for changes, key in (
+        ({"batch_size": 0}, "batch_size"),
+        ({"optim": OptimConfig(lr=-1.0)}, r"optim\.lr"),
+        ({"output": ""}, "output is missing"),
+    ):
+        with pytest.raises(UserError, match=key):
+            stage.run(config(**settings(data, tmp_path / "out") | changes))
+
+
+def test_home_is_expanded_for_runs_from_python_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(data / "llama")
+    (tmp_path / "rows.jsonl").symlink_to(data / "rows.jsonl")
+    rows = DataConfig(path="~/rows.jsonl")
+    changes = {"model": ModelConfig(path="~/model"), "data": rows, "eval_data": rows}
+    result = sft.run(SFTConfig(**settings(data, Path("~/run"), max_steps=1, **changes)))
+    assert result.output == tmp_path / "run" and (tmp_path / "run/model.safetensors").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_weights_of_zero_are_refused(data: Path, tmp_path: Path) -> None:
     for correction, identity in ((0.0, 0.0), (-1.0, 2.0)):
         cfg = RMConfig(
@@ -218,7 +291,7 @@ def test_weights_of_zero_are_refused(data: Path, tmp_path: Path) -> None:
             correction_weight=correction,
             identity_weight=identity,
         )
-        with pytest.raises(UserError, match="must not be negative, nor both 0"):
+        with pytest.raises(UserError, match=r"correction_weight.*(at least 0|nothing to learn)"):
             rm.run(cfg)
 
 

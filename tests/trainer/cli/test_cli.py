@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -108,6 +110,69 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_good():
     assert result.stderr.count("s2srm: error:") == 3
 
 
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "MemoryError"])
+def test_no_more_memory_is_one_line_with_the_remedy(name, monkeypatch, capsys):
+    kind = MemoryError if name == "MemoryError" else type(name, (RuntimeError,), {})
+
+    def fail(argv):
+        raise kind("CUDA out of memory. Tried to allocate 20 GiB.\n  See documentation")
+
+    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    assert main(["rm"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "20 GiB" in line and "lower microbatch_tokens" in line
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_disk_that_does_not_take_it_is_one_line(code, monkeypatch, capsys):
+    def fail(argv):
+        raise OSError(code, os.strerror(code), "/runs/x")
+
+    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    assert main(["rm"]) == 2
+    assert capsys.readouterr().err == f"s2srm: error: /runs/x: {os.strerror(code)}\n"
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
+    def fail(argv):
+        raise FileNotFoundError(errno.ENOENT, "no such file", "/x")
+
+    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    with pytest.raises(FileNotFoundError):
+        main(["rm"])
+
+
+def test_an_interrupt_exits_with_130(monkeypatch, capsys):
+    def fail(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    assert main(["rm"]) == 130
+    assert capsys.readouterr().err == "s2srm: interrupted\n"
+
+
+def test_a_reader_that_has_gone_is_no_traceback():
+    command = f"{sys.executable} -m s2srm rm --help; echo code $? >&2"
+    result = subprocess.run(
+        ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
+
+
+def test_a_terminal_without_unicode_shows_escapes():
+    code = "from s2srm import cli; import s2srm.commands.rm as rm; rm.run = print;"
+    code += "cli.main(['rm', '▁é'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "['\\u2581\\xe9']\n"
+
+
 def test_as_a_module():
     command = [sys.executable, "-m", "s2srm", "rm", "--modl.path", "x"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -123,9 +188,12 @@ def test_doctor_reports_and_exits_0(capsys):
 
 
 @pytest.mark.distributed
-def test_under_torchrun_one_rank_prints_the_line_and_every_rank_fails():
+def test_under_torchrun_every_rank_fails_and_our_line_is_the_last():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, "-m", "s2srm", "rm", "--modl.path", "x"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
-    assert result.stderr.count("s2srm: error: unknown option --modl.path") == 1
+    line = "s2srm: error: unknown option --modl.path; did you mean 'model.path'?"
+    assert result.stderr.splitlines()[-1] == line
+    assert f"traceback : {line}" in result.stderr, "torchrun's report names it too"
+    assert "Traceback" not in result.stderr.split(line)[0], "the first line is ours"

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from s2srm.commands.correct import CorrectConfig
 from s2srm.commands.parsing import fields_of, nearest, parse, recipe_names
 from s2srm.config import PPOConfig, RMConfig, SFTConfig, StageConfig
 from s2srm.errors import UserError
@@ -60,8 +61,69 @@ def test_free_form_mapping_takes_dotted_keys():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "--- x",
+        "-5 + 3",
+        "--response",
+        "--response=x",
+        "null",
+        "~",
+        "123",
+        "[a",
+        "{a: 1}",
+        "",
+        "é\nb",
+    ],
+)
+@pytest.mark.parametrize("glued", [True, False])
+def test_a_text_is_taken_as_it_is(text, glued):
+    argv = [f"--response={text}"] if glued else ["--response", text]
+    cfg = parse(CorrectConfig, [*argv, "--plain"], "correct", "", texts=("response",))
+    assert cfg.response == text and cfg.plain
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--template.separator", "---"], "template.separator", "---"),
+        (["--template.separator", "~"], "template.separator", "~"),
+        (["--template.separator", "-- fix --"], "template.separator", "-- fix --"),
+        (["--template.separator", "null"], "template.separator", None),
+        (["--seed", "-1"], "seed", -1),
+        (["--optim.lr", "-1e-5"], "optim.lr", -1e-5),
+        (["--optim.lr", "1E-5"], "optim.lr", 1e-5),
+        (["--data.columns.prompt=--q"], "data.columns", {"prompt": "--q"}),
+        (["--overwrite", "yes"], "overwrite", True),
+        (["--overwrite", "off"], "overwrite", False),
+    ],
+)
+def test_values_that_look_like_something_else(argv, key, value):
+    found = rm(*argv)
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--lr", "1"], "unknown option --lr; did you mean 'optim.lr'?"),
+        (["--model-path", "x"], "did you mean 'model.path'?"),
+        (["--max-steps", "1"], "did you mean 'max_steps'?"),
+        (["--data.colums", "x"], "did you mean 'data.columns'?"),
+        (["--output"], "--output: its value is missing"),
+        (["--output", "--overwrite"], "--output: its value is missing before --overwrite"),
+        (
+            ["--model", "x"],
+            "--model: it has settings of its own, got 'x'; did you mean --model.path",
+        ),
+        (["--eval_data", "x"], "did you mean --eval_data.path?"),
+        (["--data.columns", "x"], "(as in --data.columns.NAME VALUE)"),
+        (["--optim.betas", "0.9", "0.95"], "unexpected argument '0.95': a setting is --key value"),
+        (["--overwrite", "1"], "overwrite: expected true or false, got '1'"),
+        (["--optim.lr", "null"], "optim.lr: expected float, got null"),
+        (["--max_steps", "1.5"], "max_steps: expected int or null, got '1.5'"),
         (["--optim.lrr", "1"], "unknown option --optim.lrr; did you mean 'optim.lr'?"),
         (["--outptu", "x"], "did you mean 'output'?"),
         (["--optim.lr", "abc"], "optim.lr: expected float, got 'abc'"),
@@ -104,6 +166,11 @@ def test_bad_flag(argv, message):
         ("- a\n", "expected settings as `key: value`, got ['a']"),
         ("", "expected settings as `key: value`, got None"),
         ("a: [\n", "not valid YAML"),
+        ("optim:\n\tlr: 1\n", ":2: not valid YAML: found character '\\t'"),
+        ("output: a\noutput: b\n", ":2: not valid YAML: the key 'output' is given twice"),
+        ("model: {path: a, path: b}\n", ":1: not valid YAML: the key 'path' is given twice"),
+        ("output:\n", "output: expected str, got null (nothing after it)"),
+        ("data: rows.jsonl\n", "data: expected settings as `key: value`, got 'rows.jsonl'"),
     ],
 )
 def test_bad_recipe(tmp_path, text, message):

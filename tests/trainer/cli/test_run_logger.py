@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from s2srm.config import LogConfig
-from s2srm.errors import UserError
+from s2srm.errors import TrainingDiverged, UserError
 from s2srm.metrics import RunLogger, read_jsonl
 
 
@@ -36,6 +36,48 @@ def test_nan_becomes_null_with_one_warning(tmp_path, caplog):
         "kl is inf at step 1",
         "loss is nan at step 1",
     ]
+
+
+def test_the_last_value_of_a_metric_is_the_last_one_also_where_it_is_nan(tmp_path):
+    with RunLogger(tmp_path, LogConfig(), 2, "t") as log:
+        log.row(1, {"loss": 0.5, "kl": 0.1})
+        log.row(2, {"loss": math.nan})
+    assert math.isnan(log.last["loss"]) and log.last["kl"] == 0.1
+
+
+def test_the_step_that_diverged_is_the_last_row(tmp_path):
+    with (
+        pytest.raises(TrainingDiverged),
+        RunLogger(tmp_path, LogConfig(every=10), 5, "t") as log,
+    ):
+        log.row(1, {"loss": 1.0})
+        raise TrainingDiverged("diverged", 2, {"loss": math.nan})
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert row["step"] == 2 and row["loss"] is None
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_disk_that_fills_up_is_one_line(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with (
+        pytest.raises(UserError, match=rf"{name} cannot be written: No space left"),
+        RunLogger(tmp_path, LogConfig(), 5, "t") as log,
+    ):
+        log.row(1, {"loss": 1.0})
+        log.samples(1, [{"prompt": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"step": 1}\n{"st\n{"step": 3}\n', r"m\.jsonl:2: not valid JSON"),
+        ('{"step": 1}\n3\n', r"m\.jsonl:2: expected an object, got 3"),
+    ],
+)
+def test_a_broken_line_in_the_middle_is_named(tmp_path, text, message):
+    (tmp_path / "m.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_jsonl(tmp_path / "m.jsonl")
 
 
 def test_every_thins_rows_but_keeps_evaluations_and_the_last(tmp_path):

@@ -8,7 +8,7 @@ import json
 import pytest
 import yaml
 
-from s2srm.config import DataConfig, ModelConfig, SFTConfig
+from s2srm.config import DataConfig, ModelConfig, SFTConfig, TemplateConfig
 from s2srm.errors import UserError
 from s2srm.runs import config_to_dict, prepare_output, versions
 
@@ -78,3 +78,44 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     prepare_output(config(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_replaced_through_a_link_and_where_one_stands(tmp_path, monkeypatch):
+    output = prepare_output(config(tmp_path / "run"))
+    (output / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "link").symlink_to(output)
+    prepare_output(config(tmp_path / "link", overwrite=True))
+    assert (tmp_path / "link").is_symlink() and not (output / "metrics.jsonl").exists()
+    (output / "metrics.jsonl").write_text("{}\n")
+    monkeypatch.chdir(output)
+    prepare_output(config(".", overwrite=True))
+    assert {path.name for path in output.iterdir()} == {"config.yaml", "versions.json"}
+
+
+def test_what_is_in_the_way_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, why in (
+        (tmp_path / "file" / "run", "is a file, not a folder"),
+        ("/proc/s2srm/run", "no file can be made in /proc"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError, match=why) as caught:
+            prepare_output(config(folder))
+        assert str(caught.value).startswith("output: ")
+
+
+def test_a_run_in_the_folder_of_its_data_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("")
+    cfg = config(tmp_path / "data" / "run", data=DataConfig(path=str(tmp_path / "data")))
+    with pytest.raises(UserError, match=r"lies in data\.path .*read as data"):
+        prepare_output(cfg)
+    file = DataConfig(path=str(tmp_path / "data" / "train.jsonl"))
+    prepare_output(config(tmp_path / "data" / "run", data=file))
+
+
+def test_long_texts_of_the_config_are_no_paths(tmp_path):
+    cfg = config(tmp_path / "run", template=TemplateConfig(separator="fix it " * 200))
+    output = prepare_output(cfg)
+    (output / "metrics.jsonl").write_text("{}\n")
+    prepare_output(dataclasses.replace(cfg, overwrite=True))

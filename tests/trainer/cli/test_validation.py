@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from s2srm.config import DataConfig, ModelConfig, PPOConfig, RMConfig, StageConfig
+from s2srm.config import (
+    DataConfig,
+    ModelConfig,
+    PPOConfig,
+    RMConfig,
+    StageConfig,
+    TemplateConfig,
+)
 from s2srm.errors import UserError
 from s2srm.validation import validate
 
@@ -126,3 +133,51 @@ def test_hub_names_are_left_to_the_loader(rm):
 
 def test_a_plain_stage_needs_an_output_only():
     validate(StageConfig(output="x"))
+
+
+def test_paths_are_expanded_and_nothing_else(rm, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = dataclasses.replace(
+        rm,
+        output="~/out",
+        model=ModelConfig(path="~/model"),
+        data=DataConfig(path="~/rows.jsonl", columns={"prompt": "~"}),
+        template=TemplateConfig(separator="~"),
+    )
+    checked = validate(cfg)
+    assert checked.output == str(tmp_path / "out")
+    assert checked.model.path == rm.model.path and checked.data.path == rm.data.path
+    assert checked.data.columns == {"prompt": "~"} and checked.template.separator == "~"
+    assert validate(checked) == checked
+    assert validate(dataclasses.replace(rm, output="$HOME/x")).output == "$HOME/x"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "rows.jsonl"}
+
+
+@pytest.mark.parametrize("key", ["output", "model.path", "data.path"])
+def test_a_user_that_is_not_there_is_named(rm, key):
+    with pytest.raises(UserError, match=rf"{key}: ~nobody-here/x: there is no user 'nobody-here'"):
+        validate(change(rm, key, "~nobody-here/x"))
+
+
+@pytest.mark.parametrize("key", ["policy.path", "reference", "critic.path", "reward.model.path"])
+def test_every_path_of_ppo_is_expanded(ppo, tmp_path, monkeypatch, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = validate(change(ppo, key, "~/model"))
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == str(tmp_path / "model")
+
+
+def test_an_output_that_cannot_be_written_is_found_without_the_data(rm, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^output: \S*file/run: \S*file is a file"):
+        validate(change(rm, "output", str(tmp_path / "file" / "run")))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte"])
+def test_names_that_no_file_can_have(rm, name):
+    with pytest.raises(UserError, match=r"model\.path: .* does not exist"):
+        validate(change(rm, "model.path", "./" + name))
+    with pytest.raises(UserError, match=r"data\.path: .* does not exist"):
+        validate(change(rm, "data.path", "./" + name))

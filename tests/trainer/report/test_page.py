@@ -6,75 +6,14 @@ import json
 import re
 
 import pytest
-import yaml
+from page_rows import FEEDBACK
 from rich.console import Console
 
-from s2srm.config import ModelConfig, PPOConfig, RewardConfig, RMConfig
 from s2srm.errors import UserError
 from s2srm.report.collect import collect, costs
 from s2srm.report.diff import Piece, diff
 from s2srm.report.page import feedback_card, write_report
 from s2srm.report.terminal import print_evaluation
-from s2srm.runs import config_to_dict
-
-INTERVAL = {"mean": 0.8125, "low": 0.75, "high": 0.875, "n": 16}
-FEEDBACK = {
-    "policy": "ppo",
-    "prompt": "say <b>hi</b>",
-    "response": "one two three",
-    "tokens": ["one", " two", " <three>", "<eos>"],
-    "rewards": [1.0, -1.0, 0.0, 1.0],
-    "rm_tokens": ["one", "2", " <three>", "<eos>"],
-    "divergence_index": 1,
-    "correction": "one 2 three",
-    "correction_tokens": ["one", " 2", " <three>", "<eos>"],
-    "finished": True,
-    "sum": 1.0,
-    "gold": 0.5,
-    "gold_correction": 1.0,
-}
-
-
-def policy(**changes):
-    base = dict.fromkeys(
-        ("score", "agreement", "refusal", "safety", "length", "over_needed", "finished")
-    )
-    return base | {"win_rate": {}} | changes
-
-
-@pytest.fixture
-def demo(tmp_path):
-    """A folder as the demo leaves it: an RM run, a PPO run and an evaluation."""
-    folder = tmp_path / "demo"
-    rm = RMConfig(output=str(folder / "rm"))
-    ppo = PPOConfig(
-        output=str(folder / "ppo"),
-        reward=RewardConfig(model=ModelConfig(path=str(folder / "rm"))),
-    )
-    for name, cfg, metric in (("rm", rm, "loss"), ("ppo", ppo, "reward/sum_mean")):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg)))
-        rows = [{"step": i, "time": 10.0 * i, metric: 1.0 / i, "odd": None} for i in (1, 2, 3)]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / name / "metrics.jsonl").write_text(lines + '{"step": 4, "lo')
-    groups = [
-        {
-            "split": split,
-            "temperature": temperature,
-            "num_prompts": 16,
-            "policies": {
-                "sft": policy(score=INTERVAL),
-                "ppo": policy(score=INTERVAL, win_rate={"sft": INTERVAL}),
-            },
-        }
-        for split in ("test", "ood")
-        for temperature in (0.0, 1.0)
-    ]
-    (folder / "eval").mkdir()
-    result = {"world": "safety", "judge": "the judge", "against": ["sft"], "groups": groups}
-    (folder / "eval" / "eval.json").write_text(json.dumps(result))
-    (folder / "eval" / "feedback.jsonl").write_text((json.dumps(FEEDBACK) + "\n") * 11)
-    return folder
 
 
 def test_page_is_self_contained_and_complete(demo, tmp_path):
