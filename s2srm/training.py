@@ -29,6 +29,7 @@ from s2srm.engine import Engine, build_engine, map_microbatches, run_microbatche
 from s2srm.engine.build import engine_kind
 from s2srm.metrics import RunLogger
 from s2srm.models.load import load_config, load_tokenizer
+from s2srm.models.positions import position_limit
 from s2srm.packing import Packed, Segment, pack, split_by_budget
 from s2srm.runs import RunResult, prepare_output
 
@@ -123,7 +124,7 @@ def prepare(
     tokenizer = load_tokenizer(cfg.model)
     template = Template.build(tokenizer, cfg.template)
     output = prepare_output(cfg)
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = position_limit(config)
     train = load_rows(cfg.data, tokenizer, template, longest)
     dev: list[Row] = []
     if cfg.eval_data is not None:

@@ -19,6 +19,7 @@ from s2srm.engine import Engine, build_engine
 from s2srm.engine.build import engine_kind
 from s2srm.errors import UserError
 from s2srm.models.load import load_causal_lm, load_config, load_tokenizer, load_value_model
+from s2srm.models.positions import position_limit
 from s2srm.models.value import SCORE_FILE
 from s2srm.rewards.base import RewardModel
 from s2srm.rewards.scalar import ScalarReward
@@ -61,7 +62,7 @@ def prepare(cfg: PPOConfig) -> Inputs:
         if path is not None:
             _check_tokenizer(cfg, tokenizer, replace(cfg.policy, path=path), key)
     rows, report = load_prompts(cfg.data)
-    limit, reserve = position_limit(cfg, template, config, rm_config)
+    limit, reserve = room_for_prompts(cfg, template, config, rm_config)
     tokenised, num_long = tokenise_prompts(rows, tokenizer, template, cfg.data, limit, reserve)
     log_rows(cfg.data, len(tokenised), report, num_long)
     return Inputs(prepare_output(cfg), tokenizer, template, [row.prompt for row in tokenised])
@@ -99,7 +100,7 @@ def optimiser_steps(cfg: PPOConfig) -> tuple[int, int]:
     return max(1, policy_phases * per_phase), cfg.total_steps * per_phase
 
 
-def position_limit(
+def room_for_prompts(
     cfg: PPOConfig, template: Template, config: PretrainedConfig, rm_config: PretrainedConfig
 ) -> tuple[int | None, int]:
     """(positions of a model, positions needed after the prompt) where the prompt has least room.
@@ -111,8 +112,8 @@ def position_limit(
     if cfg.reward.kind == "seq2seq":
         after_rm += len(template.separator_ids) + response
     needs = [
-        (getattr(config, "max_position_embeddings", None), response),
-        (getattr(rm_config, "max_position_embeddings", None), after_rm),
+        (position_limit(config), response),
+        (position_limit(rm_config), after_rm),
     ]
     known = [(limit, after) for limit, after in needs if limit is not None]
     return min(known, key=lambda need: need[0] - need[1]) if known else (None, after_rm)
