@@ -70,18 +70,32 @@ class FusedHead(nn.Module):
 
 
 def head_scale(config: PretrainedConfig) -> float:
-    """The constant that an architecture multiplies its logits by (Granite, Cohere); 1 for most."""
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is not None:
-        return 1.0 / float(divisor)
-    factor = getattr(config, "logit_scale", None)
-    return 1.0 if factor is None else float(factor)
+    """The constant that an architecture multiplies its logits by (Granite, Cohere); 1 for most.
+
+    A name that is not known here is found by the check at load.
+    """
+    if config.model_type == "mpt":
+        return 1.0  # has a logit_scale, and transformers leaves it out
+    if config.model_type == "hyperclovax":
+        return float(config.logits_scaling)  # multiplied by it, where Granite divides
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        divisor = getattr(config, name, None)
+        if divisor is not None:
+            return 1.0 / float(divisor)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        factor = getattr(config, name, None)
+        if factor is not None:
+            return float(factor)
+    return 1.0
 
 
 def head_softcap(config: PretrainedConfig) -> float | None:
-    """c of logits = c * tanh(logits / c) (Gemma), or None."""
-    cap = getattr(config, "final_logit_softcapping", None)
-    return None if cap is None else float(cap)
+    """c of logits = c * tanh(logits / c) (Gemma, RecurrentGemma, xLSTM), or None."""
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        cap = getattr(config, name, None)
+        if cap is not None:
+            return float(cap)
+    return None
 
 
 def fuse_head(lm: nn.Module, config: PretrainedConfig, where: str) -> FusedHead:
