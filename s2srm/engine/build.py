@@ -70,7 +70,8 @@ def check_model(engine: Engine) -> None:
     fault = _fault(engine)
     if fault is not None:
         raise UserError(
-            f"{module.where}: {kind} models are not supported: {fault}; take another causal language model"
+            f"{module.where}: {kind} models are not supported: {fault}; take another causal "
+            "language model"
         )
 
 

@@ -81,22 +81,32 @@ def load_tokenizer(cfg: ModelConfig, key: str = "model.path") -> PreTrainedToken
     config = load_config(cfg, key)
     with _one_line(f"{key} {cfg.path}: tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
-    vocabulary = tokenizer.get_vocab()
-    if not vocabulary:
+    if not tokenizer.get_vocab():
         raise UserError(f"{key} {cfg.path}: the tokenizer is empty")
-    vocab_size = config.vocab_size
-    # Gemma 3's tokenizer has an image token beyond the text models' vocabulary. Text never becomes
-    # a special token here, so such a one does no harm.
-    special = set(tokenizer.all_special_ids) | {
-        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    largest = max(set(vocabulary.values()) - special, default=0)
-    if largest >= vocab_size:
+    largest = _largest_used(tokenizer)
+    if largest >= config.vocab_size:
         raise UserError(
             f"{key} {cfg.path}: the tokenizer's largest id is {largest}, but the model has only "
-            f"{vocab_size} rows in its vocabulary"
+            f"{config.vocab_size} rows in its vocabulary; enlarge it once with "
+            f"resize_token_embeddings({largest + 1}) and save_pretrained"
         )
     return tokenizer
+
+
+def _largest_used(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Largest id that text, the end of sequence or the chat template can become.
+
+    Gemma 3's tokenizer has an image token beyond the text models' vocabulary. Text never becomes a
+    special token here, so such a one does no harm.
+    """
+    template = str(tokenizer.chat_template or "")
+    used = {tokenizer.bos_token, tokenizer.eos_token}
+    special = {
+        i
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in used and token.content not in template
+    }
+    return max(set(tokenizer.get_vocab().values()) - special, default=0)
 
 
 def load_lm(
