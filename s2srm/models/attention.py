@@ -247,7 +247,7 @@ def _packed_mask(
     """No mask for a packed batch; transformers' own where there is padding (generate)."""
     if attention_mask is None:
         for windows in _watched:
-            windows.asked.add(local_size)
+            windows.asked.add(local_size or None)
         return None
     return sdpa_mask(*args, attention_mask=attention_mask, local_size=local_size, **kwargs)
 

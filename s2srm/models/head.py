@@ -4,7 +4,8 @@ The fused operation runs inside `forward` of the module that owns the weight, be
 ZeRO-3 gathers a parameter only while its owner runs. Logits exist only without `op`, which is what
 `generate` and Hugging Face's own forward use; there the model itself applies softcap and scale.
 
-Left out: heads with a projection of their own (a stack of layers instead of one matrix).
+Left out: heads with a projection of their own (a stack of layers instead of one matrix), which
+are refused.
 """
 
 from __future__ import annotations
@@ -101,10 +102,11 @@ def head_softcap(config: PretrainedConfig) -> float | None:
 def fuse_head(lm: nn.Module, config: PretrainedConfig, where: str) -> FusedHead:
     """Replace the model's output embedding by a FusedHead on the same parameters."""
     linear = lm.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    if not isinstance(linear, nn.Linear):
+    # A subclass may scale or normalise, which the check at load could not see: it runs this head.
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
         raise UserError(
-            f"{where}: the LM head is a {type(linear).__name__}; only a single linear layer is "
-            "supported"
+            f"{where}: {config.model_type} models are not supported: the LM head is a "
+            f"{type(linear).__name__}, and only a single linear layer can be fused"
         )
     scale = head_scale(config)
     if scale != 1.0 and linear.bias is not None:

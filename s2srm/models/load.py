@@ -210,8 +210,8 @@ def unsupported(config: PretrainedConfig, trust_remote_code: bool) -> str | None
         return f"a {kind} model is not a causal language model{hint}"
     if getattr(config, "is_encoder_decoder", False):
         return f"{kind} is an encoder-decoder; give a decoder-only causal language model"
-    if any(hasattr(config, name) for name in _OTHER_INPUTS):
-        return f"{kind} is multi-modal; give its text model"
+    if _is_multi_modal(config):
+        return f"{kind} is multi-modal or reads bytes in patches; give a text model"
     if getattr(config, "is_decoder", True) is False and kind in _ENCODERS:
         return f"{kind} is an encoder (is_decoder is false), which sees the tokens to its right"
     head = next((a for a in config.architectures or () if _OTHER_HEAD.search(a)), None)
@@ -231,6 +231,14 @@ def unsupported(config: PretrainedConfig, trust_remote_code: bool) -> str | None
             "it to null"
         )
     return None
+
+
+def _is_multi_modal(config: PretrainedConfig) -> bool:
+    try:
+        text = config.get_text_config()
+    except ValueError:  # there are several
+        return True
+    return text is not config or any(hasattr(config, name) for name in _OTHER_INPUTS)
 
 
 def takes_attention_functions(config: PretrainedConfig, path: str) -> bool:

@@ -62,10 +62,10 @@ def trunk_forward(lm: PreTrainedModel, batch: Packed) -> Tensor:
     """(T, D) last hidden states of the decoder stack over a packed batch."""
     if takes_packed(lm):
         return trunk_of(lm)(**_packed_inputs(batch)).last_hidden_state[0]
-    hidden = [own_hidden(lm, tokens) for tokens in batch.tokens.split(_lengths(batch))]
-    found = torch.cat(hidden)
-    for _ in range(_missing_forwards(lm, batch)):
-        # Every rank runs as many forwards as the one with most sequences; these add nothing.
+    # Agreed on first: once a rank is in a forward, the others must be in one too.
+    missing = _missing_forwards(lm, batch)
+    found = torch.cat([own_hidden(lm, tokens) for tokens in batch.tokens.split(_lengths(batch))])
+    for _ in range(missing):
         found = found + 0.0 * own_hidden(lm, batch.tokens[:1]).sum()
     return found
 
@@ -81,7 +81,10 @@ def own_hidden(lm: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _missing_forwards(lm: PreTrainedModel, batch: Packed) -> int:
-    """ZeRO-3 gathers weights forward by forward, in which all ranks must keep step."""
+    """How many forwards this rank has fewer than the one with most sequences.
+
+    ZeRO-3 gathers weights forward by forward, in which all ranks must keep step.
+    """
     if not any(hasattr(p, "ds_id") for p in lm.parameters()):
         return 0
     return distributed.max_over_ranks(batch.num_sequences) - batch.num_sequences

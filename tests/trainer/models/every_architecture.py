@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
-from tiny_architectures import VOCAB, tiny_config, tiny_lm
+from tiny_architectures import NAMES, VOCAB, tiny_config, tiny_lm
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,8 +24,55 @@ from s2srm.models.value import PackedValueModel
 from s2srm.packing import Segment, pack
 from s2srm.rollout.hf import HFRollout, named_tensors
 
+MULTI_MODAL = "multi-modal"
+ENCODER_DECODER = "encoder-decoder"
+HEAD = "its logprobs or hidden states are not those of its own forward"
+NOT_CAUSAL = "it is not causal"
+REFUSED = {
+    MULTI_MODAL: """blt dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified
+        gemma4_unified_assistant git got_ocr2 llama4 mllama moss_transcribe_diarize phi4_multimodal
+        qwen3_5 qwen3_5_moe qwen4_exp""",
+    ENCODER_DECODER: """bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen
+        musicgen_melody mvp pegasus plbart prophetnet whisper""",
+    # Between hidden states and vocabulary they have more than one matrix.
+    HEAD: """bert big_bird camembert data2vec-text electra ernie megatron-bert modernbert-decoder
+        rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod""",
+    "the LM head is a": "dory",
+    # Among them sparse attention, whose top keys depend on how many there are.
+    NOT_CAUSAL: "axk2 cpmant deepseek_v32 dots3_note_text glm_moe_dsa xlm xlnet",
+    "cannot be generated from": "hy_v4",
+    "it raises AssertionError": "reformer",
+}
+# Recurrent states, attention sinks, ALiBi, chunks, and attention classes without the interface.
+ONE_BY_ONE = """bailing_hybrid bamba bloom deepseek_v4 doge falcon falcon_h1 falcon_mamba flint gpt_neo
+    gpt_neox_japanese gpt_oss granite_swa granitemoe_swa granitemoehybrid inkling2_loop_text
+    inkling2_text inkling_text jamba kimi_linear lara_mini lfm2 lfm2_moe lfm3 llama4_text
+    mamba mamba2 mimo_v2_flash minimax mpt nemotron nemotron_h olmo_hybrid openai-gpt phimoe
+    qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp_text recurrent_gemma rwkv stablelm
+    trocr xglm xlstm zamba zamba2 zaya"""
+# Its own default configuration is refused by its own class.
+NOT_BUILDABLE = {"gemma4_assistant": "hidden_size_per_layer_input must be 0"}
 SGD = OptimConfig(name="sgd", lr=0.1)
 EOS = 2
+
+
+def share(part: int, parts: int = 4) -> list[str]:
+    """The names that one test file takes."""
+    return NAMES[part::parts]
+
+
+def check(model_type: str) -> None:
+    """AssertionError unless the architecture does what the tables above say of it."""
+    if model_type in NOT_BUILDABLE:
+        with pytest.raises(Exception, match=NOT_BUILDABLE[model_type]):
+            tiny_config(model_type)
+        return
+    reasons = [reason for reason, names in REFUSED.items() if model_type in names.split()]
+    found = verdict(model_type)
+    if reasons:
+        assert found.startswith("refused: ") and reasons[0] in found
+    else:
+        assert found == ("one by one" if model_type in ONE_BY_ONE.split() else "packed")
 
 
 def verdict(model_type: str) -> str:

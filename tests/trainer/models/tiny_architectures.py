@@ -105,6 +105,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         **{"num_decoder_layers": 2, "num_decoder_attention_heads": 4},
         **{"num_encoder_layers": 2, "num_encoder_attention_heads": 4},
     },
+    "qwen4_exp_text": {"layer_types": None},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 8)},
     "rembert": {"input_embedding_size": 32, "output_embedding_size": 32},
     "roc_bert": {"pronunciation_vocab_size": 11, "shape_vocab_size": 11},
@@ -125,10 +126,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def tiny_config(model_type: str) -> PretrainedConfig:
     """The architecture's configuration at two layers of width 32."""
     cls = CONFIG_MAPPING[model_type]
-    known = {*vars(cls()), *getattr(cls, "attribute_map", {})}
+    default = cls()
+    known = {*vars(default), *getattr(cls, "attribute_map", {})}
     values = {name: value for name, value in SIZES.items() if name in known}
     if "kv_lora_rank" in known:
         values["num_key_value_heads"] = values["num_attention_heads"]
+    for name in ("layer_types", "mlp_layer_types"):
+        kinds = list(dict.fromkeys(getattr(default, name, None) or ()))
+        if len(kinds) > 1 and name in vars(default):
+            values[name] = kinds[:2]
     return cls(**(values | SPECIAL.get(model_type, {})))
 
 
