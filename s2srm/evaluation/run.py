@@ -25,7 +25,8 @@ from s2srm.evaluation.config import EvalConfig
 from s2srm.evaluation.feedback import FeedbackModel, plain_text
 from s2srm.evaluation.judging import Judge, heuristic_judge, world_judge
 from s2srm.evaluation.summary import Record, summarise
-from s2srm.models.load import load_lm, load_tokenizer
+from s2srm.models.load import load_config, load_lm, load_tokenizer
+from s2srm.models.vocabulary import check_vocabularies
 from s2srm.progress import ProgressBar
 from s2srm.rollout.base import Response, sampling_seed
 from s2srm.rollout.hf import HFRollout, named_tensors
@@ -147,6 +148,10 @@ def _answer(
     tokenizer = load_tokenizer(model_cfg, f"policies.{name}")
     if feedback_model is not None:
         feedback_model.check_same_tokenizer(tokenizer, f"policies.{name} {path}")
+        assert cfg.reward_model is not None
+        readers = {f"reward_model.path {cfg.reward_model.path}": load_config(cfg.reward_model)}
+        policy = load_config(model_cfg, f"policies.{name}")
+        check_vocabularies(tokenizer, f"policies.{name} {path}", policy, readers)
     template = load_template(path, tokenizer, cfg.template)
     lm = load_lm(model_cfg, train=False)
     rollout = HFRollout.without_weights(lm)
