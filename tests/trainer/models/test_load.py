@@ -16,8 +16,8 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
+    DbrxConfig,
     GitConfig,
-    MptConfig,
     OPTConfig,
     PhimoeConfig,
     PreTrainedTokenizerFast,
@@ -242,7 +242,7 @@ def test_tokenizer_of_another_version(llama: Path) -> None:
 
 
 def test_dropout_is_off_wherever_it_is_named() -> None:
-    config = MptConfig(resid_pdrop=0.1, attn_config={"attn_pdrop": 0.2})
+    config = DbrxConfig(resid_pdrop=0.1, attn_config={"attn_pdrop": 0.2})
     disable_dropout(config)
     assert config.resid_pdrop == 0.0 and config.attn_config.attn_pdrop == 0.0
     config = OPTConfig(layerdrop=0.3, dropout=0.1)

@@ -81,7 +81,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
         "mlp_layer_types": ["hash_moe", "moe"],
     },
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4, "layer_types": None, "mlp_layer_types": None},
     "gemma3n_text": {
         **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": _LOCAL * 2},
         "activation_sparsity_pattern": [0.0] * 4,
