@@ -6,6 +6,7 @@ or type is reported before anything heavy starts.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +21,7 @@ class ModelConfig:
     """A causal language model in Hugging Face layout."""
 
     path: str = ""
-    """Folder or hub name, as from_pretrained takes it."""
+    """Folder or hub name, as from_pretrained takes it; ~ is the home folder."""
     precision: Precision = "float32"
     """Floating-point type of the weights; bfloat16 is meant for GPUs."""
     attention: Literal["auto", "flash", "sdpa"] = "auto"
@@ -29,6 +30,9 @@ class ModelConfig:
     """Recompute each layer's activations in the backward pass."""
     trust_remote_code: bool = False
     """Allow Python code that comes with the model to run."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ CHAT_SEPARATOR = (
     "Improve your last response. If it is already as good as it can be, repeat it unchanged."
 )
 
+WITHOUT_SEPARATOR = ("kind", "eos_id", "prompt_ids", "response_prefix", "chat_sha256")
+"""The fields of a `Template` that say how prompt and response are written."""
 _SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 
 
@@ -156,13 +158,16 @@ class Template:
         }
         return Template(**loaded)
 
-    def check_same(self, other: Template, where: str) -> None:
-        """UserError naming the first field in which the template of `where` differs from this."""
-        for f in fields(self):
-            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+    def check_same(self, other: Template, where: str, names: Sequence[str] | None = None) -> None:
+        """UserError naming the first field in which the template of `where` differs from this.
+
+        names: the fields that are compared, all by default.
+        """
+        for name in names or [f.name for f in fields(self)]:
+            mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise UserError(
-                    f"{where} was trained with another template: {f.name} is {theirs!r} there and "
+                    f"{where} was trained with another template: {name} is {theirs!r} there and "
                     f"{mine!r} here; use the same template section and chat template"
                 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from s2srm import distributed
@@ -14,7 +15,12 @@ from s2srm.config import EngineConfig, OptimConfig
 from s2srm.engine.base import Engine
 from s2srm.engine.torch_engine import TorchEngine
 from s2srm.errors import UserError
-from s2srm.models.causal import PackedCausalLM, check_batch, judge_check
+from s2srm.models.causal import PackedCausalLM
+from s2srm.models.check import check_batch, fault_of
+from s2srm.models.trunk import own_attention, takes_packed
+from s2srm.models.value import PackedValueModel
+
+logger = logging.getLogger(__name__)
 
 ModelFactory = Callable[[dict[str, Any] | None], nn.Module]
 
@@ -29,7 +35,7 @@ def build_engine(
     `lambda zero: load_causal_lm(cfg.model, zero_config=zero, train=True)`.
     optim: None makes a frozen inference engine, sharded under ZeRO-3, else whole on every rank.
     total_steps: optimiser steps in all, for the learning-rate schedule.
-    A PackedCausalLM is checked against Hugging Face's logits; UserError if they differ.
+    The model is checked against Hugging Face's own forward, see `check_model`.
     """
     distributed.start()
     kind = engine_kind(cfg)
@@ -39,12 +45,54 @@ def build_engine(
         from s2srm.engine.deepspeed_engine import DeepSpeedEngine
 
         engine = DeepSpeedEngine(factory, cfg, optim, total_steps)
-    module = engine.module
-    if isinstance(module, PackedCausalLM):
-        batch = check_batch(module.config.vocab_size).to(engine.device)
-        exact = next(module.parameters()).dtype in (torch.float32, torch.float64)
-        judge_check(engine(batch, "check"), module.where, 1e-3 if exact else 0.25)
+    check_model(engine)
     return engine
+
+
+def check_model(engine: Engine) -> None:
+    """Hold the model to check.py; take sequences one by one where packed ones come out wrong.
+
+    What is chosen and why is logged once. UserError if the model is wrong either way. All ranks
+    must call it.
+    """
+    module = engine.module
+    if not isinstance(module, PackedCausalLM | PackedValueModel):
+        return
+    lm = module.lm
+    kind = lm.config.model_type
+    fault = None
+    if takes_packed(lm):
+        fault = _fault(engine)
+        if fault is None:
+            return
+        lm.set_attn_implementation(own_attention(lm))
+    log_one_by_one(kind, fault or "its attention has no interface for packed batches")
+    fault = _fault(engine)
+    if fault is not None:
+        raise UserError(
+            f"{module.where}: {kind} models are not supported: {fault}; take another causal "
+            "language model"
+        )
+
+
+def _fault(engine: Engine) -> str | None:
+    """What is wrong with the model as it is now, the same on every rank; None if it is right."""
+    module = engine.module
+    assert isinstance(module, PackedCausalLM | PackedValueModel)
+    batch = check_batch(module.lm).to(engine.device)
+    dtype = next(module.lm.parameters()).dtype
+    try:
+        fault = fault_of(engine(batch, "check").tolist(), dtype)
+    except Exception as error:
+        fault = f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return next((text for text in distributed.gather_objects(fault) if text is not None), None)
+
+
+@cache
+def log_one_by_one(kind: str, reason: str) -> None:
+    """Said once for an architecture, on rank 0."""
+    if distributed.is_main():
+        logger.warning("%s models take one sequence at a time, which is slower: %s", kind, reason)
 
 
 def engine_kind(cfg: EngineConfig) -> str:

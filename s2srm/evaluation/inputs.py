@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from s2srm.config import DataConfig, ModelConfig, TemplateConfig
 from s2srm.data.compat import check_same_tokenizer
 from s2srm.data.examples import tokenise_prompts
 from s2srm.data.loading import load_prompts
 from s2srm.data.schema import Prompt
-from s2srm.data.templates import FILE_NAME, Template
+from s2srm.data.templates import FILE_NAME, WITHOUT_SEPARATOR, Template
 from s2srm.errors import UserError
 from s2srm.evaluation.config import EvalConfig
 from s2srm.models.load import load_config, load_tokenizer
 from s2srm.models.positions import position_limit
 from s2srm.models.value import SCORE_FILE
+from s2srm.models.vocabulary import check_vocabularies
 from s2srm.worlds import get_world
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """A model without its weights. key: the setting that names it; positions: None for no limit."""
+    """A model without its weights. key: the setting that names it."""
 
     key: str
     cfg: ModelConfig
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    positions: int | None
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that it takes; None for no limit."""
+        return position_limit(self.config)
 
     @property
     def where(self) -> str:
@@ -52,7 +58,7 @@ def read_policy(key: str, cfg: ModelConfig, template: TemplateConfig) -> Reader:
     config, tokenizer = load_config(cfg, key), load_tokenizer(cfg, key)
     is_ours = (Path(cfg.path) / FILE_NAME).is_file()
     found = Template.load(cfg.path) if is_ours else Template.build(tokenizer, template)
-    return Reader(key, cfg, tokenizer, found, position_limit(config))
+    return Reader(key, cfg, config, tokenizer, found)
 
 
 def read_reward_model(key: str, cfg: ModelConfig) -> Reader:
@@ -63,7 +69,7 @@ def read_reward_model(key: str, cfg: ModelConfig) -> Reader:
             f"{key} {cfg.path}: it is a scalar reward model ({SCORE_FILE}), which writes no "
             "corrections; give a seq2seq one, made by s2srm rm"
         )
-    return Reader(key, cfg, tokenizer, Template.load(cfg.path), position_limit(config))
+    return Reader(key, cfg, config, tokenizer, Template.load(cfg.path))
 
 
 @dataclass(frozen=True)
@@ -199,12 +205,16 @@ def _shared(
 
 
 def check_readers(policies: Mapping[str, Reader], reward_model: Reader | None) -> None:
-    """UserError where a policy's token ids would mean other text to the RM."""
-    if reward_model is not None:
-        for reader in policies.values():
-            check_same_tokenizer(
-                reward_model.tokenizer,
-                reader.tokenizer,
-                other_name=reader.where,
-                policy_name=reward_model.where,
-            )
+    """UserError where a policy's token ids would mean other text to the RM, or nothing."""
+    if reward_model is None:
+        return
+    for reader in policies.values():
+        check_same_tokenizer(
+            reward_model.tokenizer,
+            reader.tokenizer,
+            other_name=reader.where,
+            policy_name=reward_model.where,
+        )
+        reader.template.check_same(reward_model.template, reward_model.where, WITHOUT_SEPARATOR)
+        readers = {reward_model.where: reward_model.config}
+        check_vocabularies(reader.tokenizer, reader.where, reader.config, readers)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Literal
 
@@ -100,6 +102,8 @@ def packed_sdpa(
     """
     if kwargs.get("s_aux") is not None:
         raise UserError("attention sinks are not supported by the packed attention")
+    for windows in _watched:
+        windows.told.add(sliding_window or None)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -128,7 +132,8 @@ def _attend(
     length, kv_length = query.shape[2], key.shape[2]
     if mask is None:
         assert length in (1, kv_length), "a cache needs an attention mask"
-        if window is not None and kv_length > window:
+        # Qwen2-MoE says 0 for no window.
+        if window and kv_length > window:
             mask = _band(kv_length, window, query.device)[-length:]
     if softcap is not None:
         return _softcapped(query, key, value, mask, scaling, softcap)
@@ -191,6 +196,8 @@ def packed_varlen(
         )
     if cu_seq_lens_q is None or max_length_q is None:
         raise ValueError("varlen attention needs cu_seq_lens_q and max_length_q")
+    for windows in _watched:
+        windows.told.add(sliding_window or None)
     varlen = importlib.import_module("torch.nn.attention.varlen")
     out = varlen.varlen_attn(
         query[0].transpose(0, 1),
@@ -201,17 +208,56 @@ def packed_varlen(
         max_length_q,
         max_length_q,
         scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        window_size=(sliding_window - 1 if sliding_window else -1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out[None], None
 
 
-def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+class Windows:
+    """What local attention the masks of a forward were asked for, and attention was told of.
+
+    An architecture may limit attention by its mask alone (chunks, or a window that it does not
+    pass on); the packed functions get no mask, and would see everything.
+    """
+
+    def __init__(self) -> None:
+        self.asked: set[int | None] = set()
+        self.told: set[int | None] = set()
+
+    @property
+    def unknown(self) -> set[int | None]:
+        """Windows that one of the two has and the other has not."""
+        if not self.asked or not self.told:
+            return set()
+        return (self.asked - {None} - self.told) | (self.told - {None} - self.asked)
+
+
+_watched: list[Windows] = []
+
+
+@contextmanager
+def watch_windows() -> Iterator[Windows]:
+    """Inside, packed forwards note their windows in what is yielded."""
+    _watched.append(Windows())
+    try:
+        yield _watched[-1]
+    finally:
+        _watched.pop()
+
+
+def _packed_mask(
+    *args: Any,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
     """No mask for a packed batch; transformers' own where there is padding (generate)."""
     if attention_mask is None:
+        for windows in _watched:
+            windows.asked.add(local_size or None)
         return None
-    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return sdpa_mask(*args, attention_mask=attention_mask, local_size=local_size, **kwargs)
 
 
 AttentionInterface.register(SDPA, packed_sdpa)

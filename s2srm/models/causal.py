@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from s2srm.errors import UserError
+from s2srm.models.check import differences
 from s2srm.models.float64 import sum_norm_gradients_in_float64
 from s2srm.models.head import FusedHead, HeadOp, fuse_head
-from s2srm.packing import Packed, Segment, pack
+from s2srm.models.trunk import trunk_forward
+from s2srm.packing import Packed
 
 
 class PackedCausalLM(nn.Module):
@@ -48,7 +50,7 @@ class PackedCausalLM(nn.Module):
 
         op: cross_entropy, logprobs, token_stats or ppo_loss; keyword arguments go to the kernel
         of that name (`linear_...`), tensors among them with one entry per row of the batch.
-        "check" instead compares with Hugging Face's own logits, see `check`.
+        "check" instead compares the model with Hugging Face's own, see check.py.
         """
         if op == "check":
             return self._check(batch)
@@ -56,56 +58,18 @@ class PackedCausalLM(nn.Module):
         return self.head(hidden, batch.targets, op=op, **kwargs)
 
     def _check(self, batch: Packed) -> Tensor:
-        """(2,): worst difference of logprobs to Hugging Face's logits, and packed to unpacked.
+        """See `check.differences`: logprobs of every next token against Hugging Face's logits."""
 
-        batch holds two sequences with the same tokens.
-        """
-        length = int(batch.cu_seqlens[1])
-        alone = pack([Segment(batch.tokens[:length].tolist(), 1)]).to(batch.tokens.device)
-        logits = self.lm(**_packed_inputs(alone)).logits[0].float()
-        rows = batch.rows[batch.rows < length]
-        wanted = logits[rows].log_softmax(-1)
-        wanted = wanted.gather(1, batch.targets[: rows.numel(), None])[:, 0]
-        hidden = self.hidden_states(batch)[batch.rows]
-        found = self.head(hidden, batch.targets, op="logprobs", with_entropy=False).logprobs.float()
-        first, second = found[: rows.numel()], found[rows.numel() :]
-        return torch.stack([(first - wanted).abs().max(), (first - second).abs().max()])
+        def packed(batch: Packed) -> Tensor:
+            hidden = self.hidden_states(batch)[batch.rows]
+            return self.head(hidden, batch.targets, op="logprobs", with_entropy=False).logprobs
+
+        def own(tokens: Tensor) -> Tensor:
+            logits = self.lm(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+            return -F.cross_entropy(_at_least_float(logits), tokens[1:], reduction="none")
+
+        return differences(self.lm, batch, packed, own)
 
 
-def trunk_forward(lm: PreTrainedModel, batch: Packed) -> Tensor:
-    """(T, D) last hidden states of the decoder stack over a packed batch."""
-    return lm.base_model(**_packed_inputs(batch)).last_hidden_state[0]
-
-
-def _packed_inputs(batch: Packed) -> dict[str, Any]:
-    """A batch of one row for transformers, with what the attention functions need beside it."""
-    lengths = tuple(batch.cu_seqlens.diff().tolist())
-    return {
-        "input_ids": batch.tokens[None],
-        "position_ids": batch.positions[None],
-        "use_cache": False,
-        "cu_seq_lens_q": batch.cu_seqlens,
-        "cu_seq_lens_k": batch.cu_seqlens,
-        "max_length_q": max(lengths),
-        "max_length_k": max(lengths),
-        "sequence_lengths": lengths,
-    }
-
-
-def check_batch(vocab_size: int) -> Packed:
-    """Two equal short sequences, for `PackedCausalLM.forward(batch, "check")`."""
-    tokens = [(7 * i + 3) % vocab_size for i in range(5)]
-    return pack([Segment(tokens, 1), Segment(tokens, 1)])
-
-
-def judge_check(differences: Tensor, where: str, tolerance: float) -> None:
-    """UserError if an architecture's logits or its packed forward are not what they should be."""
-    names = (
-        "logprobs differ from the Hugging Face model's own",
-        "a packed forward differs from an unpacked one",
-    )
-    for name, difference in zip(names, differences.tolist(), strict=True):
-        if not difference <= tolerance:
-            raise UserError(
-                f"{where}: this architecture is not supported: {name} by {difference:.2g} nat"
-            )
+def _at_least_float(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

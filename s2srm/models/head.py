@@ -4,7 +4,8 @@ The fused operation runs inside `forward` of the module that owns the weight, be
 ZeRO-3 gathers a parameter only while its owner runs. Logits exist only without `op`, which is what
 `generate` and Hugging Face's own forward use; there the model itself applies softcap and scale.
 
-Left out: heads with a projection of their own (a stack of layers instead of one matrix).
+Left out: heads with a projection of their own (a stack of layers instead of one matrix), which
+are refused.
 """
 
 from __future__ import annotations
@@ -70,27 +71,42 @@ class FusedHead(nn.Module):
 
 
 def head_scale(config: PretrainedConfig) -> float:
-    """The constant that an architecture multiplies its logits by (Granite, Cohere); 1 for most."""
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is not None:
-        return 1.0 / float(divisor)
-    factor = getattr(config, "logit_scale", None)
-    return 1.0 if factor is None else float(factor)
+    """The constant that an architecture multiplies its logits by (Granite, Cohere); 1 for most.
+
+    A name that is not known here is found by the check at load.
+    """
+    if config.model_type == "mpt":
+        return 1.0  # has a logit_scale, and transformers leaves it out
+    if config.model_type == "hyperclovax":
+        return float(config.logits_scaling)  # multiplied by it, where Granite divides
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        divisor = getattr(config, name, None)
+        if divisor is not None:
+            return 1.0 / float(divisor)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        factor = getattr(config, name, None)
+        if factor is not None:
+            return float(factor)
+    return 1.0
 
 
 def head_softcap(config: PretrainedConfig) -> float | None:
-    """c of logits = c * tanh(logits / c) (Gemma), or None."""
-    cap = getattr(config, "final_logit_softcapping", None)
-    return None if cap is None else float(cap)
+    """c of logits = c * tanh(logits / c) (Gemma, RecurrentGemma, xLSTM), or None."""
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        cap = getattr(config, name, None)
+        if cap is not None:
+            return float(cap)
+    return None
 
 
 def fuse_head(lm: nn.Module, config: PretrainedConfig, where: str) -> FusedHead:
     """Replace the model's output embedding by a FusedHead on the same parameters."""
     linear = lm.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    if not isinstance(linear, nn.Linear):
+    # A subclass may scale or normalise, which the check at load could not see: it runs this head.
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
         raise UserError(
-            f"{where}: the LM head is a {type(linear).__name__}; only a single linear layer is "
-            "supported"
+            f"{where}: {config.model_type} models are not supported: the LM head is a "
+            f"{type(linear).__name__}, and only a single linear layer can be fused"
         )
     scale = head_scale(config)
     if scale != 1.0 and linear.bias is not None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,20 +23,34 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.deepspeed import (
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from s2srm import distributed
 from s2srm.config import ModelConfig
 from s2srm.errors import UserError
 from s2srm.models.attention import choose_attention
 from s2srm.models.causal import PackedCausalLM
+from s2srm.models.files import check_folder, check_weights
 from s2srm.models.value import PackedValueModel
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_OTHER_INPUTS = ("vision_config", "audio_config", "patcher_config")
+_ENCODERS = frozenset(
+    [
+        *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie"),
+        *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+        *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+    ]
+)
+_OTHER_HEAD = re.compile(r"For(Sequence|Token)Classification|ForQuestionAnswering|ForMaskedLM")
+_RANDOM = re.compile(r"dropout|pdrop$|layerdrop|jitter")
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -50,23 +63,13 @@ def load_config(cfg: ModelConfig, key: str = "model.path") -> PretrainedConfig:
 
     key is the setting that UserErrors name.
     """
-    _check_path(cfg.path, key)
-    with _one_line(cfg.path):
+    check_folder(cfg.path, key)
+    with _one_line(f"{key} {cfg.path}: config.json"):
         config = AutoConfig.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not cfg.trust_remote_code:
-        raise UserError(
-            f"{key} {cfg.path}: a {config.model_type} model is not a causal language model"
-        )
-    if config.get_text_config() is not config:
-        raise UserError(
-            f"{key} {cfg.path}: {config.model_type} is multi-modal; give its text model"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"{key} {cfg.path}: the model is quantised (quantization_config in config.json); "
-            "training needs floating-point weights"
-        )
-    _check_weight_files(cfg.path)
+    fault = unsupported(config, cfg.trust_remote_code)
+    if fault is not None:
+        raise UserError(f"{key} {cfg.path}: {fault}")
+    check_weights(cfg.path, key)
     return config
 
 
@@ -75,25 +78,35 @@ def load_tokenizer(cfg: ModelConfig, key: str = "model.path") -> PreTrainedToken
 
     Special tokens apart, which are markup and never made from text.
     """
-    _check_path(cfg.path, key)
-    with _one_line(f"{cfg.path}: tokenizer"):
+    config = load_config(cfg, key)
+    with _one_line(f"{key} {cfg.path}: tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
-    vocabulary = tokenizer.get_vocab()
-    if not vocabulary:
+    if not tokenizer.get_vocab():
         raise UserError(f"{key} {cfg.path}: the tokenizer is empty")
-    vocab_size = load_config(cfg, key).vocab_size
-    # Gemma 3's tokenizer has an image token beyond the text models' vocabulary. Text never becomes
-    # a special token here, so such a one does no harm.
-    special = set(tokenizer.all_special_ids) | {
-        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    largest = max(set(vocabulary.values()) - special, default=0)
-    if largest >= vocab_size:
+    largest = _largest_used(tokenizer)
+    if largest >= config.vocab_size:
         raise UserError(
             f"{key} {cfg.path}: the tokenizer's largest id is {largest}, but the model has only "
-            f"{vocab_size} rows in its vocabulary"
+            f"{config.vocab_size} rows in its vocabulary; enlarge it once with "
+            f"resize_token_embeddings({largest + 1}) and save_pretrained"
         )
     return tokenizer
+
+
+def _largest_used(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Largest id that text, the end of sequence or the chat template can become.
+
+    Gemma 3's tokenizer has an image token beyond the text models' vocabulary. Text never becomes a
+    special token here, so such a one does no harm.
+    """
+    template = str(tokenizer.chat_template or "")
+    used = {tokenizer.bos_token, tokenizer.eos_token}
+    special = {
+        i
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in used and token.content not in template
+    }
+    return max(set(tokenizer.get_vocab().values()) - special, default=0)
 
 
 def load_lm(
@@ -106,9 +119,13 @@ def load_lm(
     """
     config = load_config(cfg)
     dtype = DTYPES[cfg.precision]
-    _disable_dropout(config)
-    attention = choose_attention(cfg.attention, distributed.device(), dtype)
-    with _one_line(cfg.path), _zero_init(zero_config, dtype):
+    disable_dropout(config)
+    where = f"{cfg.path} ({config.model_type})"
+    attention = None
+    with _one_line(where):
+        if takes_attention_functions(config, cfg.path):
+            attention = choose_attention(cfg.attention, distributed.device(), dtype)
+    with _one_line(where), _zero_init(zero_config, dtype):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             cfg.path,
             config=config,
@@ -118,9 +135,12 @@ def load_lm(
             output_loading_info=True,
             # Reported by _check_loaded, with the names.
             ignore_mismatched_sizes=True,
+            # Nothing that a folder holds is unpickled.
+            use_safetensors=True,
         )
     lm, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    _check_loaded(info, cfg.path)
+    _check_loaded(info, where)
+    check_finite(lm, cfg.path)
     lm.requires_grad_(train)
     if train and cfg.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -147,37 +167,12 @@ def load_value_model(
     UserError if init is "saved" and the folder has no score head.
     """
     lm = load_lm(cfg, zero_config=zero_config, train=train)
-    model = PackedValueModel(lm, "normal" if init == "normal" else "zero", seed)
+    model = PackedValueModel(lm, "normal" if init == "normal" else "zero", seed, cfg.path)
     if not model.load_score(cfg.path) and init == "saved":
         raise UserError(f"{cfg.path}: no score_head.safetensors: not a scalar reward model")
     if not train:
         model.requires_grad_(False)
     return model
-
-
-def _check_path(path: str, key: str) -> None:
-    if not path:
-        raise UserError(f"{key} is empty: give a model folder or a hub name")
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{key} {path}: no config.json in this folder")
-        return
-    if folder.exists():
-        raise UserError(f"{key} {path}: is a file; a model is a folder with config.json")
-    parent_is_here = "/" in path and folder.parent.is_dir()
-    if parent_is_here or not HUB_NAME.fullmatch(path):
-        raise UserError(f"{key} {path}: no such folder")
-
-
-def _check_weight_files(path: str) -> None:
-    """Open every safetensors file's header, which names a truncated or broken one."""
-    for file in sorted(Path(path).expanduser().glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: broken weights file: {error}") from error
 
 
 def _check_loaded(info: dict[str, Any], path: str) -> None:
@@ -190,22 +185,93 @@ def _check_loaded(info: dict[str, Any], path: str) -> None:
             )
 
 
-def _disable_dropout(config: PretrainedConfig) -> None:
+def check_finite(lm: nn.Module, where: str) -> None:
+    """UserError that names the first tensor with NaN or infinity; all ranks must call it."""
+    bad = ""
+    for name, parameter in lm.named_parameters():
+        # This rank's part of it, where ZeRO-3 has partitioned it.
+        part: Tensor = getattr(parameter, "ds_tensor", parameter).detach()
+        if part.numel() and not all(torch.isfinite(x) for x in part.aminmax()):
+            bad = f"the weights hold {'NaN' if part.isnan().any() else 'infinity'} (tensor {name})"
+            break
+    bad = next((text for text in distributed.gather_objects(bad) if text), "")
+    if bad:
+        raise UserError(
+            f"{where}: {bad}; if a run wrote them, it diverged: train again with a smaller rate"
+        )
+
+
+def unsupported(config: PretrainedConfig, trust_remote_code: bool) -> str | None:
+    """Why no model of this configuration can be trained here, if so."""
+    kind = config.model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
+        code = ", or set trust_remote_code if the folder brings its own code"
+        hint = code if hasattr(config, "auto_map") else ""
+        return f"a {kind} model is not a causal language model{hint}"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{kind} is an encoder-decoder; give a decoder-only causal language model"
+    if _is_multi_modal(config):
+        return f"{kind} is multi-modal or reads bytes in patches; give a text model"
+    if getattr(config, "is_decoder", True) is False and kind in _ENCODERS:
+        return f"{kind} is an encoder (is_decoder is false), which sees the tokens to its right"
+    head = next((a for a in config.architectures or () if _OTHER_HEAD.search(a)), None)
+    if head is not None:
+        return f"holds a {head}, which has no language-model head; give a causal language model"
+    if getattr(config, "quantization_config", None) is not None:
+        return (
+            "the model is quantised (quantization_config in config.json); training needs "
+            "floating-point weights"
+        )
+    rows, pad = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
+    if rows is None:
+        return f"{kind} has no vocab_size in its configuration"
+    if isinstance(pad, int) and pad >= rows:
+        return (
+            f"pad_token_id is {pad} in config.json, but the vocabulary has only {rows} rows; set "
+            "it to null"
+        )
+    return None
+
+
+def _is_multi_modal(config: PretrainedConfig) -> bool:
+    try:
+        text = config.get_text_config()
+    except ValueError:  # there are several
+        return True
+    return text is not config or any(hasattr(config, name) for name in _OTHER_INPUTS)
+
+
+def takes_attention_functions(config: PretrainedConfig, path: str) -> bool:
+    """Whether the model's class calls the attention function that its configuration names."""
+    remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if remote is not None:
+        cls: Any = get_class_from_dynamic_module(remote, path)
+    else:
+        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return cls._can_set_attn_implementation()
+
+
+def disable_dropout(config: PretrainedConfig) -> None:
+    """Everything random in training: dropout, skipped layers, noise in routers."""
     for name, value in list(vars(config).items()):
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+        if isinstance(value, PretrainedConfig):
+            disable_dropout(value)
+        elif _RANDOM.search(name) and isinstance(value, float):
             setattr(config, name, 0.0)
 
 
 @contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """What transformers and the hub raise about bad input, as one line."""
+    """Whatever transformers, tokenizers and the hub raise about a model, as one line."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        line = next((text for text in str(error).splitlines() if text.strip()), repr(error))
-        raise UserError(f"{where}: cannot be loaded: {line.strip()}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, OSError | ValueError) or not text:
+            text = f"{type(error).__name__}: {text}"
+        raise UserError(f"{where}: cannot be loaded: {text[:400]}") from error
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from s2srm.errors import UserError
-from s2srm.models.causal import trunk_forward
+from s2srm.models.check import differences
 from s2srm.models.float64 import sum_norm_gradients_in_float64
+from s2srm.models.trunk import own_hidden, trunk_forward
 from s2srm.packing import Packed
 
 SCORE_FILE = "score_head.safetensors"
@@ -30,13 +31,18 @@ class PackedValueModel(nn.Module):
     """
 
     def __init__(
-        self, lm: PreTrainedModel, init: Literal["zero", "normal"] = "zero", seed: int = 0
+        self,
+        lm: PreTrainedModel,
+        init: Literal["zero", "normal"] = "zero",
+        seed: int = 0,
+        where: str = "model",
     ) -> None:
         super().__init__()
         self.lm = lm
+        self.where = where
         sum_norm_gradients_in_float64(lm)
-        width = int(lm.config.get_text_config().hidden_size)
         head = lm.get_output_embeddings()
+        width = _hidden_width(lm, head)
         embedding = lm.get_input_embeddings()
         if head is not None and head.weight is not embedding.weight:
             head.requires_grad_(False)
@@ -54,11 +60,28 @@ class PackedValueModel(nn.Module):
         """The Hugging Face configuration."""
         return self.lm.config
 
-    def forward(self, batch: Packed) -> Tensor:
-        """(T,) values, at least fp32: entry t is read after token t has been seen."""
+    def forward(self, batch: Packed, op: Literal["values", "check"] = "values") -> Tensor:
+        """(T,) values, at least fp32: entry t is read after token t has been seen.
+
+        op "check" instead compares the model's hidden states with Hugging Face's own, see check.py.
+        """
+        if op == "check":
+            return self._check(batch)
         hidden = trunk_forward(self.lm, batch)
         values = self.score(hidden.to(self.score.weight.dtype))[:, 0]
         return values if values.dtype == torch.float64 else values.float()
+
+    def _check(self, batch: Packed) -> Tensor:
+        """See `check.differences`; hidden states are compared relative to the largest."""
+        with torch.no_grad():
+            scale = trunk_forward(self.lm, batch).abs().max().float()
+
+        return differences(
+            self.lm,
+            batch,
+            lambda batch: trunk_forward(self.lm, batch) / scale,
+            lambda tokens: own_hidden(self.lm, tokens) / scale,
+        )
 
     def load_score(self, folder: str | Path) -> bool:
         """Take over the score head saved in a model folder; False if there is none there.
@@ -82,6 +105,12 @@ class PackedValueModel(nn.Module):
     def extra_files(self) -> dict[str, dict[str, Tensor]]:
         """File name -> tensors that are saved beside the language model."""
         return {SCORE_FILE: dict(self.score.named_parameters())}
+
+
+def _hidden_width(lm: PreTrainedModel, head: nn.Module | None) -> int:
+    """Of the states that the LM head reads: OPT-350m's are narrower than its layers."""
+    width = getattr(head, "in_features", None)
+    return int(lm.config.get_text_config().hidden_size if width is None else width)
 
 
 def _score_dtype(lm: PreTrainedModel) -> torch.dtype:

@@ -14,7 +14,9 @@ of PPO would then not be those sampled from), beam search, continuous batching, 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -22,7 +24,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from s2srm.config import SamplingConfig
+from s2srm.models.trunk import own_attention
 from s2srm.rollout.base import Response
+from s2srm.rollout.manner import Manner, find_manner
 
 
 class HFRollout:
@@ -31,6 +35,7 @@ class HFRollout:
     def __init__(self, model: PreTrainedModel) -> None:
         """Generate from `model` as it is: its weights are read, never written."""
         self.model = model
+        self._manner: Manner | None = None
 
     @classmethod
     def without_weights(cls, model: PreTrainedModel) -> HFRollout:
@@ -39,9 +44,7 @@ class HFRollout:
         Only the class and the configuration of `model` are read, so its parameters may be sharded.
         """
         config = copy.deepcopy(model.config)
-        # transformers' sdpa leaves out the softcap of attention scores (Gemma 2).
-        softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-        config._attn_implementation = "eager" if softcapped else "sdpa"
+        config._attn_implementation = own_attention(model)
         config.use_cache = True
         with torch.device("meta"):
             skeleton = type(model)(config)
@@ -95,13 +98,21 @@ class HFRollout:
                 raise ValueError(
                     f"prompts[{i}] is empty: generation starts from at least one token"
                 )
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        if self._manner is None and prompts:
+            with _evaluating(self.model):
+                self._manner = find_manner(self.model)
         responses: dict[int, Response] = {}
-        for first in range(0, len(order), sampling.batch_size):
-            batch = order[first : first + sampling.batch_size]
-            rows = self._generate_batch(
-                [prompts[i] for i in batch], [seeds[i] for i in batch], sampling, eos_id, suppress
-            )
+        lengths = [len(prompt) for prompt in prompts]
+        pads = self._manner is None or self._manner.pads
+        for batch in _batches(lengths, sampling.batch_size, pads):
+            with _evaluating(self.model):
+                rows = self._generate_batch(
+                    [prompts[i] for i in batch],
+                    [seeds[i] for i in batch],
+                    sampling,
+                    eos_id,
+                    suppress,
+                )
             responses.update(zip(batch, rows, strict=True))
         return [responses[i] for i in range(len(prompts))]
 
@@ -125,29 +136,47 @@ class HFRollout:
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             num_beams=1,
-            use_cache=True,
+            use_cache=self._manner is None or self._manner.caches,
             eos_token_id=eos_id,
             pad_token_id=eos_id,
         )
         processor = GumbelNoise(seeds, sampling.temperature, eos_id, suppress, device)
-        # generate() fills every setting that `config` leaves open from the model's own
-        # generation_config (repetition penalty, banned words, ...): hide it for the call.
-        own_config, self.model.generation_config = self.model.generation_config, GenerationConfig()
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            output = cast(Any, self.model).generate(
-                tokens.to(device),
-                attention_mask=attention_mask.to(device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([processor]),
-                synced_gpus=False,
-            )
-        finally:
-            self.model.generation_config = own_config
-            self.model.train(was_training)
+        output = cast(Any, self.model).generate(
+            tokens.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([processor]),
+            synced_gpus=False,
+        )
         assert isinstance(output, Tensor)
         return [_cut(row, eos_id) for row in output[:, width:].tolist()]
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and its own generation_config is hidden.
+
+    generate() fills every setting that a call leaves open from it (repetition penalty, ...).
+    """
+    own_config, model.generation_config = model.generation_config, GenerationConfig()
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own_config
+        model.train(was_training)
+
+
+def _batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int]]:
+    """Prompts by length, at most `size` at a time; without padding, of one length at a time."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    groups = [order]
+    if not pads:
+        groups = [list(group) for _, group in itertools.groupby(order, lambda i: lengths[i])]
+    for group in groups:
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
 
 
 class GumbelNoise(LogitsProcessor):

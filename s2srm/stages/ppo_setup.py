@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from s2srm.errors import UserError
 from s2srm.models.load import load_causal_lm, load_config, load_tokenizer, load_value_model
 from s2srm.models.positions import position_limit
 from s2srm.models.value import SCORE_FILE
+from s2srm.models.vocabulary import check_vocabularies
 from s2srm.rewards.base import RewardModel
 from s2srm.rewards.scalar import ScalarReward
 from s2srm.rewards.seq2seq import Seq2SeqReward
@@ -52,17 +54,22 @@ def prepare(cfg: PPOConfig) -> Inputs:
     """Check and read everything but the weights. UserError for whatever does not fit together."""
     distributed.start()
     engine_kind(cfg.engine)
-    _check_values(cfg)
     config = load_config(cfg.policy, "policy.path")
     rm_config = load_config(cfg.reward.model, "reward.model.path")
     tokenizer = load_tokenizer(cfg.policy, "policy.path")
     template = Template.build(tokenizer, cfg.template)
     _check_reward_model(cfg, tokenizer, template)
-    for key, path in (("reference", cfg.reference), ("critic.path", cfg.critic.path)):
+    started = {"reference": cfg.reference, "critic.path": cfg.critic.path}
+    configs: dict[str, PretrainedConfig] = {}
+    for key, path in started.items():
         if path is not None:
-            _check_tokenizer(cfg, tokenizer, replace(cfg.policy, path=path), key)
+            model = replace(cfg.policy, path=path)
+            _check_tokenizer(cfg, tokenizer, model, key)
+            configs[f"{key} {model.path}"] = load_config(model, key)
+    readers = {f"reward.model.path {cfg.reward.model.path}": rm_config, **configs}
+    check_vocabularies(tokenizer, f"policy.path {cfg.policy.path}", config, readers)
     rows, report = load_prompts(cfg.data)
-    limit, reserve = room_for_prompts(cfg, template, config, rm_config)
+    limit, reserve = room_for_prompts(cfg, template, [config, *configs.values()], rm_config)
     tokenised, num_long = tokenise_prompts(rows, tokenizer, template, cfg.data, limit, reserve)
     log_rows(cfg.data, len(tokenised), report, num_long)
     return Inputs(prepare_output(cfg), tokenizer, template, [row.prompt for row in tokenised])
@@ -101,33 +108,24 @@ def optimiser_steps(cfg: PPOConfig) -> tuple[int, int]:
 
 
 def room_for_prompts(
-    cfg: PPOConfig, template: Template, config: PretrainedConfig, rm_config: PretrainedConfig
+    cfg: PPOConfig,
+    template: Template,
+    policies: Sequence[PretrainedConfig],
+    rm_config: PretrainedConfig,
 ) -> tuple[int | None, int]:
     """(positions of a model, positions needed after the prompt) where the prompt has least room.
 
-    The policy needs room for a response, a seq2seq RM for response, separator and response.
+    Policy, reference and critic need room for a response, a seq2seq RM for response, separator and
+    response.
     """
     response = cfg.sampling.max_new_tokens
     after_rm = response
     if cfg.reward.kind == "seq2seq":
         after_rm += len(template.separator_ids) + response
-    needs = [
-        (position_limit(config), response),
-        (position_limit(rm_config), after_rm),
-    ]
+    needs = [(position_limit(config), response) for config in policies]
+    needs.append((position_limit(rm_config), after_rm))
     known = [(limit, after) for limit, after in needs if limit is not None]
     return min(known, key=lambda need: need[0] - need[1]) if known else (None, after_rm)
-
-
-def _check_values(cfg: PPOConfig) -> None:
-    """What would otherwise fail late or train on nonsense."""
-    if not cfg.sampling.temperature > 0:
-        raise UserError(
-            f"sampling.temperature must be greater than 0 for PPO, got {cfg.sampling.temperature}"
-        )
-    for key in ("total_steps", "rollout_size", "minibatch_size", "ppo_epochs"):
-        if getattr(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
 
 
 def _check_tokenizer(

@@ -37,7 +37,7 @@ from s2srm.process import run_and_exit
 from s2srm.stages import rm, scalar_rm, sft
 
 VOCAB = 61
-MODELS = ("llama", "llama-tied", "gemma3", "gemma3-tied")
+MODELS = ("llama", "llama-tied", "gemma3", "gemma3-tied", "bloom")
 
 
 def make_inputs(folder: Path) -> None:
@@ -207,6 +207,10 @@ CASES: dict[str, Callable[[Path, Path], None]] = {
     "sft-skewed-tied": _sft("gemma3-tied", "skewed.jsonl", batch_size=2),
     "scalar-mixed-untied": _scalar("llama", "mixed.jsonl", centre_coef=0.01),
     "scalar-one-rank-empty-tied": _scalar("gemma3-tied", "mixed.jsonl", batch_size=1),
+    # One sequence at a time: ranks with fewer sequences run as many forwards as the others.
+    "rm-bloom-skewed": _rm("bloom", "skewed.jsonl", batch_size=2),
+    "rm-bloom-one-rank-empty": _rm("bloom", "mixed.jsonl", batch_size=1, optim={"lr": 0.03}),
+    "scalar-bloom-zero-2": _scalar("bloom", "mixed.jsonl", zero_stage=2),
     "several-engines": _several_engines,
 }
 

@@ -97,7 +97,7 @@ def test_a_model_with_other_logits_is_refused() -> None:
         model.head.scale = 1.0
         return model
 
-    with pytest.raises(UserError, match="folder/x: this architecture is not supported"):
+    with pytest.raises(UserError, match="folder/x: granite models are not supported: its logprobs"):
         build_engine(factory, EngineConfig(), None)
 
 

@@ -10,9 +10,8 @@ from tiny_models import VOCAB, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from s2srm.errors import UserError
 from s2srm.models.attention import SDPA
-from s2srm.models.causal import PackedCausalLM, check_batch, judge_check
+from s2srm.models.causal import PackedCausalLM
 from s2srm.packing import Segment, pack
 
 LENGTHS = (13, 2, 9, 5)
@@ -142,28 +141,3 @@ def test_generate_works_through_the_packed_attention() -> None:
     kwargs = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False}
     reference.generation_config.eos_token_id = model.lm.generation_config.eos_token_id = None
     assert torch.equal(model.lm.generate(ids, **kwargs), reference.generate(ids, **kwargs))
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2-tied", "granite", "cohere-tied"])
-def test_self_check_passes(name: str) -> None:
-    model = packed_copy(tiny_model(name))
-    judge_check(model(check_batch(VOCAB), "check"), name, 1e-3)
-
-
-def test_self_check_names_wrong_logits_and_wrong_packing() -> None:
-    model = packed_copy(tiny_model("granite"))
-    model.head.scale = 1.0
-    with pytest.raises(UserError, match=r"some-model: .*differ from the Hugging Face model's own"):
-        judge_check(model(check_batch(VOCAB), "check").detach(), "some-model", 1e-3)
-    model = packed_copy(tiny_model("llama"))
-    attention = model.lm.model.layers[0].self_attn
-    forward = attention.forward
-
-    def deaf(*args: object, **kwargs: object) -> object:
-        kwargs.pop("cu_seq_lens_q", None)
-        kwargs.pop("sequence_lengths", None)
-        return forward(*args, **kwargs)
-
-    attention.forward = deaf
-    with pytest.raises(UserError, match="packed forward differs"):
-        judge_check(model(check_batch(VOCAB), "check").detach(), "some-model", 1e-3)

@@ -61,7 +61,20 @@ def test_names_and_ties_stay(tied: bool) -> None:
 def test_heads_that_are_no_single_matrix_are_refused() -> None:
     lm = tiny_model("llama")
     lm.set_output_embeddings(nn.Sequential(nn.Linear(32, 8), nn.Linear(8, VOCAB)))
-    with pytest.raises(UserError, match="here: the LM head is a Sequential"):
+    with pytest.raises(UserError, match=r"here: .* the LM head is a Sequential"):
+        fuse_head(lm, lm.config, "here")
+
+
+def test_heads_that_do_more_than_their_product_are_refused() -> None:
+    """As nGPT-like models', which scale what a linear layer gives."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2.0 * super().forward(x)
+
+    lm = tiny_model("llama")
+    lm.set_output_embeddings(Scaled(32, VOCAB))
+    with pytest.raises(UserError, match=r"here: llama models are not supported: .* is a Scaled"):
         fuse_head(lm, lm.config, "here")
 
 

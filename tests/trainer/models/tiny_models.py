@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.bloom import BloomConfig
 from transformers.models.cohere import CohereConfig
 from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gemma3 import Gemma3TextConfig
@@ -60,6 +61,9 @@ def tiny_config(name: str, **changes: Any) -> PretrainedConfig:
             return CohereConfig(**values, logit_scale=0.25)
         case "phi":
             return PhiConfig(**values)
+        case "bloom":
+            ids = {name: values[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+            return BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **ids)
     raise ValueError(name)
 
 
