@@ -1,9 +1,11 @@
 """The reference engine: the definition of every vocabulary operation, in plain PyTorch.
 
-Live rows are taken in chunks of at most max(TILE * V, 2**24) logits, and every product inside a
-chunk is made from tiles of exactly TILE rows, the last one padded with zeros: a BLAS picks its
-order of summation by the shape of the product, so a fixed shape is what gives a row the same bits
-in any batch (with the same number of threads).
+Live rows are taken in chunks of at most max(TILE * V, 2**24) logits. A row has the same bits in any
+batch (with the same number of threads), for which three things are fixed that decide a library's
+order of summation: products are made from tiles of exactly TILE rows, the last one padded with
+zeros, since a BLAS chooses by shape; rows of their factors and results begin on cache lines, since
+MKL takes another path for a row off a 16-byte boundary on processors that are not Intel's; and
+torch, which divides a sum to one value among threads, is never asked for one row's sum alone.
 
 Left out: tiling over the vocabulary. The upcast weight is held whole for the length of the call.
 """
@@ -26,6 +28,7 @@ from s2srm_kernels._statistics import FLOOR, RowStatistics, merge
 
 TILE = 128
 _CHUNK_ELEMENTS = 2**24
+_LINE_BYTES = 64
 
 
 class ReferenceEngine:
@@ -55,7 +58,8 @@ class ReferenceEngine:
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
     ) -> bool:
-        tile_bytes = TILE * weight.shape[0] * compute_dtype(hidden).itemsize
+        dtype = compute_dtype(hidden)
+        tile_bytes = TILE * _row_stride(weight.shape[0], dtype) * dtype.itemsize
         return workspace_bytes is None or tile_bytes <= workspace_bytes
 
     def statistics_with_gradients(
@@ -92,7 +96,7 @@ class ReferenceEngine:
             cut = upstream.map(operator.itemgetter(rows))
             dz = problem.logit_gradients_(problem.logits(rows), rows, part, cut)
             if live is not None:
-                dz = dz.where(_expand_blocks(live, rows, dz.shape), 0)
+                dz.masked_fill_(~_expand_blocks(live, rows, dz.shape), 0)
             sums.add(rows, dz)
         d_hidden, d_weight, d_bias = sums.result()
         if head.shard.group is None:
@@ -113,9 +117,23 @@ def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
     return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
 
 
+def empty_rows(num_rows: int, num_columns: int, like: Tensor) -> Tensor:
+    """Unset, every row on a cache line of its own."""
+    return like.new_empty(num_rows, _row_stride(num_columns, like.dtype))[:, :num_columns]
+
+
+def align_rows(matrix: Tensor) -> Tensor:
+    """The matrix if its rows begin on cache lines, else a copy whose rows do."""
+    stride, itemsize = matrix.stride(), matrix.dtype.itemsize
+    in_lines = (stride[0] * itemsize) % _LINE_BYTES == 0 and matrix.data_ptr() % _LINE_BYTES == 0
+    if in_lines and stride[1] == 1 and stride[0] >= matrix.shape[1]:
+        return matrix
+    return empty_rows(*matrix.shape, matrix).copy_(matrix)
+
+
 def matmul_tiles(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, TILE rows at a time."""
-    product = left.new_empty((left.shape[0], right.shape[1]))
+    """left @ right, TILE rows at a time; both with aligned rows, or right transposed."""
+    product = empty_rows(left.shape[0], right.shape[1], left)
     for start in range(0, left.shape[0], TILE):
         tile = slice(start, start + TILE)
         torch.mm(left[tile], right, out=product[tile])
@@ -127,12 +145,13 @@ class _Problem:
 
     def __init__(self, head: Head, workspace_bytes: int | None = None) -> None:
         self.head = head
-        self.weight = head.weight.to(head.dtype)
+        self.weight = align_rows(head.weight.to(head.dtype))
         self.bias = None if head.bias is None else head.bias.to(head.dtype)
         elements = _CHUNK_ELEMENTS
         if workspace_bytes is not None:
             elements = workspace_bytes // head.dtype.itemsize
-        self.step = max(1, elements // head.weight.shape[0] // TILE) * TILE
+        stride = _row_stride(head.weight.shape[0], head.dtype)
+        self.step = max(1, elements // stride // TILE) * TILE
 
     def chunks(self) -> Iterator[slice]:
         """Consecutive slices of the live rows."""
@@ -141,7 +160,8 @@ class _Problem:
 
     def hidden(self, rows: slice) -> Tensor:
         """(P, D) rows of hidden, padded with zero rows to a multiple of TILE."""
-        return pad_rows(self.head.hidden[self.head.rows[rows]].to(self.head.dtype))
+        hidden = pad_rows(self.head.hidden[self.head.rows[rows]].to(self.head.dtype))
+        return align_rows(hidden)
 
     def logits(self, rows: slice) -> Tensor:
         """(P, V) logits in a fresh buffer."""
@@ -164,10 +184,11 @@ class _Problem:
     def pack(self, z: Tensor, rows: slice, target_logits: Tensor | None) -> Tensor:
         """(P, V) logits -> (r, 7) statistics of the chunk's r rows on this rank."""
         target_logit = self.at_target(z, rows)
-        z = z[: len(target_logit)]
+        num_rows = len(target_logit)
         above = torch.zeros_like(target_logit)
         if target_logits is not None:
-            above = (z > target_logits[rows, None]).sum(dim=1)
+            above = (z[:num_rows] > target_logits[rows, None]).sum(dim=1)
+        z = z[: max(num_rows, 2)]  # a sum of one row alone would be divided among threads
         argmax = z.argmax(dim=1)  # of equal maxima, the first
         # A shard whose logits are all -inf must not subtract -inf from -inf.
         max_logit = z.gather(1, argmax[:, None]).clamp_(min=torch.finfo(z.dtype).min)
@@ -177,9 +198,9 @@ class _Problem:
         rest = exponential.sum(dim=1)
         sum_exp_shift = exponential.mul_(shifted).sum(dim=1)
         # Ids are exact in float32 up to 2**24 columns on a rank.
-        columns = (max_logit.squeeze(1), rest, sum_exp_shift, sum_shift, target_logit, argmax)
-        packed: list[Tensor] = [c.to(z.dtype) for c in (*columns, above)]
-        return torch.stack(packed, dim=1)
+        columns = (max_logit.squeeze(1), rest, sum_exp_shift, sum_shift)
+        packed = [*columns, target_logit, argmax, above]
+        return torch.stack([field[:num_rows].to(z.dtype) for field in packed], dim=1)
 
     def logit_gradients_(
         self, z: Tensor, rows: slice, statistics: RowStatistics, upstream: Upstream
@@ -207,7 +228,7 @@ class _Problem:
         if up.mean_logprob is not None:
             coefficient = coefficient - up.mean_logprob
         target_p = target_logp.exp()
-        p = logp.exp()
+        p = torch.exp(logp, out=empty_rows(*logp.shape, logp))
         if up.entropy is None:
             dz = p.mul_(coefficient - up.logprobs)
         else:
@@ -248,6 +269,12 @@ class _Sums:
 
     def result(self) -> ThreeGradients:
         return self.hidden, self.weight, self.bias
+
+
+def _row_stride(num_columns: int, dtype: torch.dtype) -> int:
+    """Elements from row to row of a matrix whose rows begin on cache lines."""
+    line = _LINE_BYTES // dtype.itemsize
+    return -(-num_columns // line) * line
 
 
 def _cat(parts: list[Tensor], head: Head) -> Tensor:

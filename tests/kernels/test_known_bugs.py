@@ -211,8 +211,9 @@ def test_confident_targets(op, p):
     hidden[:, 0] = 1
     weight[:, 0] = 0
     one_hot = torch.eye(v, dtype=torch.float64)[target]
-    logit = math.log(p / (1 - p) * (v - 1))
-    hidden = torch.cat([hidden * 0.01, one_hot * logit], dim=1)
+    # No two rows alike: of 16 equal ones the norm would be one rounding, which may be eager's luck.
+    logit = math.log(p / (1 - p) * (v - 1)) + torch.linspace(0, 1, 16, dtype=torch.float64)
+    hidden = torch.cat([hidden * 0.01, one_hot * logit[:, None]], dim=1)
     weight = torch.cat([weight, torch.eye(v, dtype=torch.float64)], dim=1)
     exact = leaf_run(OPS[op][1], hidden, weight, target, torch.float64)
     ours = leaf_run(OPS[op][0], hidden, weight, target, torch.float32)
@@ -319,26 +320,57 @@ def test_autocast_leaves_float64_alone(op):
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
 
 
+def _off_the_boundary(matrix):
+    """The same values, every row one element past a 16-byte boundary or at an odd distance."""
+    wide = matrix.new_zeros(matrix.shape[0], matrix.shape[1] + 2)
+    wide[:, 1:-1] = matrix
+    return wide[:, 1:-1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("op", ["logprobs", "cross_entropy_none"])
 @pytest.mark.parametrize(
     ("dtype", "d", "v"),
-    # With two threads a BLAS splits a long inner dimension by the shape of the product.
-    [(torch.float32, 67, 501), (torch.float64, 67, 501), (torch.float32, 2048, 3001)],
+    [
+        # Rows off a 16-byte boundary, in hidden, weight, logits: MKL's choice where not on Intel.
+        *[(torch.float32, 67, 501), (torch.float64, 67, 501), (torch.float64, 64, 501)],
+        *[(torch.float64, 67, 512), (torch.float64, 1, 2)],
+        # With two threads a BLAS splits a long inner dimension by the shape of the product.
+        (torch.float32, 2048, 3001),
+        # With two threads torch splits the sum of one row of 2**15 and more.
+        (torch.float64, 5, 40_001),
+    ],
     ids=str,
 )
-@pytest.mark.usefixtures("two_threads")
-def test_a_row_is_the_same_bits_in_any_batch(op, dtype, d, v):
-    hidden, weight, bias, target = naive.make(640, d, v, dtype=dtype, ignored=0.2, seed=8)
+def test_a_row_is_the_same_bits_in_any_batch(op, dtype, d, v, threads, set_threads):
+    set_threads(threads)
+    n = 640 if d * v < 10**5 else 140
+    hidden, weight, bias, target = naive.make(n, d, v, dtype=dtype, ignored=0.2, seed=8)
+    live = int((target != -100).nonzero()[-1])
 
-    def run(rows):
-        h = hidden.detach()[rows].requires_grad_()
+    def run(rows, place=lambda matrix: matrix):
+        h = place(hidden.detach()[rows]).requires_grad_()
         outputs = OPS[op][0](h, weight, target[rows], bias=bias)
-        upstream = [torch.linspace(-1, 1, 640, dtype=dtype)[rows] for _ in outputs]
+        upstream = [torch.linspace(-1, 1, n, dtype=dtype)[rows] for _ in outputs]
         return [*outputs, *torch.autograd.grad(outputs, h, upstream)]
 
-    whole = run(torch.arange(640))
-    for rows in (torch.arange(7, 8), torch.arange(100, 250), torch.arange(639, -1, -1)):
-        assert all(torch.equal(a[rows], b) for a, b in zip(whole, run(rows), strict=True))
+    whole = run(torch.arange(n))
+    rows = torch.arange(n)
+    for part in (rows[live : live + 1], rows[n // 6 : n // 3], rows[1:], rows.flip(0)):
+        again = run(part, _off_the_boundary if len(part) > 1 else torch.clone)
+        assert all(torch.equal(a[part], b) for a, b in zip(whole, again, strict=True))
+
+
+def test_a_row_is_the_same_bits_wherever_the_weight_lies(set_threads):
+    """In a larger tensor, at an odd offset, transposed: copies of one model agree."""
+    set_threads(2)
+    hidden, weight, bias, target = naive.make(200, 66, 130, seed=8)
+    hidden, weight = hidden.detach(), weight.detach()
+    stats = linear_token_stats(hidden, weight, target, bias=bias)
+    for same in (_off_the_boundary(weight), weight.t().contiguous().t()):
+        assert torch.equal(same, weight) and same.stride() != weight.stride()
+        again = linear_token_stats(hidden, same, target, bias=bias)
+        assert all(torch.equal(a, b) for a, b in zip(stats, again, strict=True))
 
 
 @each_op
@@ -355,10 +387,9 @@ def test_many_chunks_equal_one(op, monkeypatch):
 
 
 @pytest.fixture
-def two_threads():
+def set_threads():
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
