@@ -94,9 +94,7 @@ def wanted_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> lis
     return [enabled and t is not None and t.requires_grad for t in (hidden, weight, bias)]
 
 
-def fits_in_forward(
-    impl: str, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
-) -> bool:
+def fits_in_forward(impl: str, hidden: Tensor, weight: Tensor, workspace_bytes: int | None) -> bool:
     """Whether the backend makes a loss's gradients in its forward."""
     return engine_of(impl).gradients_in_forward(hidden, weight, workspace_bytes)
 

@@ -161,15 +161,15 @@ def test_one_row_far_off_leaves_the_others_their_step(kind, advantage, workspace
         loss, metrics = linear_ppo_loss(inputs[0][rows], inputs[1], *of_rows, **kwargs, **bound)
         return loss, metrics, naive.grads([loss], inputs[:2])
 
-    loss, metrics, gradients = step()
-    assert not (loss.isfinite() and all(g.isfinite().all() for g in gradients))
+    if advantage == 0:
+        assert not step()[0].isfinite() and not step()[2][1].isfinite().all()
     loss, metrics, gradients = step(max_log_ratio=20.0)
     live = int((target != -100).sum())
     assert loss.isfinite() and all(m.isfinite() for m in metrics)
     torch.testing.assert_close(metrics.bounded_fraction, torch.tensor(1 / live))
     others = torch.arange(12) != row
     _, _, (d_hidden, _) = step(others)
-    torch.testing.assert_close(gradients[0][others], d_hidden)
+    torch.testing.assert_close(gradients[0][others], d_hidden[others])
     if kind in ("both", "minus infinity"):
         old, options["ref_logprobs"] = clean
         assert step(max_log_ratio=20.0)[1].bounded_fraction == 0

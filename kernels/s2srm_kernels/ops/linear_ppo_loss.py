@@ -172,7 +172,9 @@ def _loss_and_metrics(
     if logprobs.numel() == 0:
         return logprobs.sum(), logprobs.new_zeros(len(PPOMetrics._fields))
     ratio, objective, clips, bounded = inputs.surrogate(logprobs, slice(0, len(logprobs)))
-    difference, binds = inputs.bounded((inputs.old if inputs.ref is None else inputs.ref) - logprobs)
+    difference, binds = inputs.bounded(
+        (inputs.old if inputs.ref is None else inputs.ref) - logprobs
+    )
     k3 = torch.expm1(difference) - difference
     losses = -objective
     if kl_coef:

@@ -113,9 +113,7 @@ def token_rewards(
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     check_tensors(_NAME, response=response, signal=signal)
-    options = pack_options(
-        max_margin=max_margin, positive=positive, negative=negative, match=match
-    )
+    options = pack_options(max_margin=max_margin, positive=positive, negative=negative, match=match)
     if response.dim() != 1:
         raise ValueError(f"response must have shape (N,), got {tuple(response.shape)}")
     check_integer("response", response)
