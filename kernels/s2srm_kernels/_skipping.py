@@ -41,7 +41,7 @@ class SkipReport:
 def statistics_and_plan(
     engine: Engine, head: Head, skip_mass: float | None
 ) -> tuple[RowStatistics, Tensor, Tensor]:
-    """(statistics, live blocks, (R,) skipped mass); without skip_mass no plan, (0, 0), and zeros."""
+    """(statistics, live blocks, (R,) skipped mass); without skip_mass no plan and zeros."""
     stats, tile_lse = row_statistics(engine, head, tiles=skip_mass is not None)
     if tile_lse is None or skip_mass is None:
         no_plan = head.rows.new_empty((0, 0), dtype=torch.bool)

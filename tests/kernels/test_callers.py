@@ -1,4 +1,4 @@
-"""How other people's programs call the operations: checkpoints, transforms, meta tensors, threads."""
+"""How programs call the operations: checkpoints, transforms, meta tensors, threads, options."""
 
 import functools
 import subprocess
@@ -171,7 +171,7 @@ def test_numbers_that_vanish_or_are_none(name, value):
 
 def test_an_option_that_asks_for_a_gradient():
     learned = torch.ones((), requires_grad=True)
-    with pytest.raises(ValueError, match="temperature requires a gradient.*detach"):
+    with pytest.raises(ValueError, match=r"temperature requires a gradient.*detach"):
         kernels.linear_logprobs(HIDDEN, WEIGHT, TARGET, temperature=learned)
     with pytest.raises(ValueError, match=r"temperature must be a number or 0-d.*\(2,\)"):
         kernels.linear_logprobs(HIDDEN, WEIGHT, TARGET, temperature=torch.ones(2))

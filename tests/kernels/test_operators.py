@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import kernels_naive as naive
 import pytest
@@ -252,6 +253,62 @@ def test_compiled_under_autocast_and_with_a_changing_coefficient():
         for kl in (0.1, 0.2, 0.3):
             ours, theirs = (f(hidden.bfloat16(), weight, target, kl) for f in (compiled, loss))
             torch.testing.assert_close(ours, theirs)
+
+
+def _scheduled(hidden, weight, target, s):
+    """Every numeric option of every operation follows a schedule whose step is used elsewhere."""
+    rows = torch.linspace(-4, -3, 9)
+    head = {"temperature": 2 * s, "softcap": 30 * s}
+    smoothed = {"z_loss": 0.01 * s, "label_smoothing": 0.1 * s}
+    ppo = {"kl_coef": 0.1 * s, "entropy_coef": 0.01 * s, "clip_low": 0.2 * s, "clip_high": 0.3 * s}
+    loss, metrics = kernels.linear_ppo_loss(
+        *(hidden, weight, target, rows, rows + 4),
+        **{"ref_logprobs": rows, "normalizer": 9 * s, "max_log_ratio": 2 * s, **ppo, **head},
+    )
+    advantages = kernels.gae(rows, rows, CU, gamma=0.5 * s, lam=0.4 * s)
+    rewards = kernels.token_rewards(
+        *(target, rows, CU),
+        **{"divergence": "margin", "max_margin": s, "positive": 2 * s, "negative": 3 * s},
+        match=0.1 * s,
+    )
+    outputs = (
+        kernels.linear_cross_entropy(hidden, weight, target, **head, **smoothed),
+        *kernels.linear_logprobs(hidden, weight, target, **head, skip_mass=1e-3 * s),
+        *kernels.linear_token_stats(hidden, weight, target, **head),
+        *(loss, *metrics, *advantages, *rewards),
+    )
+    return [output * s for output in outputs]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [("aot_eager", float), ("aot_eager", torch.tensor), ("inductor", float)],
+)
+def test_compiled_with_options_that_follow_a_schedule(backend, kind):
+    if backend == "inductor" and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler for Inductor")
+    compiled = torch.compile(_scheduled, fullgraph=True, backend=backend)
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False, dtype=torch.float32)
+    inputs = (hidden, weight, target)
+    torch._dynamo.utils.counters.clear()
+    for step in range(12):  # beyond the limit of recompilations, which is eight
+        s = kind(0.5 + 0.07 * step)
+        ours, theirs = compiled(*inputs, s), _scheduled(*inputs, s)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # constant, then symbolic
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_option_out_of_range():
+    def loss(h, w, t, s):
+        return kernels.linear_cross_entropy(h, w, t, temperature=2 * s) * s
+
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled(hidden, weight, target, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="temperature must be a number in"):
+        compiled(hidden, weight, target, torch.tensor(0.0))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
