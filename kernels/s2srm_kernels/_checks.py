@@ -62,9 +62,8 @@ def check_tensors(name: str, **tensors: Tensor | None) -> None:
             continue
         if hasattr(tensor, "to_local"):
             raise ValueError(
-                f"{argument} is a DTensor: pass {argument}.to_local(), of a weight sharded over its "
-                "rows (the vocabulary) with process_group=mesh.get_group(), and .full_tensor() of "
-                "any other"
+                f"{argument} is a DTensor: pass {argument}.full_tensor(), or of a weight and bias "
+                "sharded over the vocabulary .to_local() with process_group=mesh.get_group()"
             )
         if is_traceable_wrapper_subclass(tensor):
             raise ValueError(

@@ -6,8 +6,8 @@ old value. A tensor is data. It lies on the CPU, where reading it costs no synch
 float64, which holds every Python float.
 
 Checked at the call, and again inside the vocabulary operations for the tensors of a compiled call,
-whose values nobody knows before. Left out: options whose value decides a shape or a branch of the graph
-(strings, counts, `None`); those are arguments of the operators.
+whose values nobody knows before. Left out: options whose value decides a shape or a branch of the
+graph (strings, counts, `None`); those are arguments of the operators.
 """
 
 # torch annotates these only in part.

@@ -3,7 +3,7 @@
     z = logits(hidden, weight)                      lse = log sum_v e^(z_v)
     logprobs = z_target - lse                       entropy = -sum_v p_v log p_v,  p = e^(z - lse)
 
-Backward makes the logits again, chunk by chunk, so that no (N, V) tensor is ever held; the gradient
+Backward makes the logits again, in chunks whose size the backend bounds; the gradient
 of each output is written out in `_gradients`. Source: the recomputation is that of Cut
 Cross-Entropy (arXiv 2411.09009), without its filter.
 """

@@ -9,8 +9,8 @@ With l = log p(target), r = e^(l - old), A the advantage, d = ref - l and H the 
 
 Where max_log_ratio = b is given, l - old and d are clamped to [-b, b] first, and where that binds
 the derivative of their term is 0: one row that is far off cannot make the step infinite, or NaN by
-0 * inf. A row's coefficients are known once its statistics are: three products instead of the four of an
-autograd graph over recomputed log-probabilities (which remain where the workspace is too small).
+0 * inf. A row's coefficients are known once its statistics are: three products instead of the four
+of an autograd graph over recomputed log-probabilities (which remain where the workspace is small).
 Source: PPO (arXiv 1707.06347, equation 7), the k3 estimator of J. Schulman
 (joschu.net/blog/kl-approx.html).
 """
@@ -79,7 +79,7 @@ class PPOLoss(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """(R,) inputs of the live rows and the scalars of the loss; bound is inf where there is none."""
+    """(R,) inputs of the live rows and the scalars of the loss; a bound of inf is none."""
 
     old: Tensor
     advantages: Tensor

@@ -1,5 +1,7 @@
 """Everything that token rewards need from the logits, in one pass over the vocabulary.
 
+(The reference makes a second pass, for the targets' logits, which the rank is counted against.)
+
     logprobs, entropy, lse    as in linear_logprobs
     argmax, max_logit         the most likely token (of equal logits the lowest id) and its logit
     target_logit, rank        the target's logit and the number of logits strictly greater
@@ -107,7 +109,7 @@ def linear_token_stats(
     hidden row is never read. Ties of the argmax go to the lowest id, and rank 0 means that no logit
     is greater than the target's. Nothing is differentiable: the inputs are detached.
 
-    One product. Memory: see kernels/README.md; nothing grows with N * V. A row's results are the
+    One product (the reference: two). Memory: see kernels/README.md; nothing grows with N * V. A row's results are the
     same bits in any batch.
 
     process_group: as in linear_logprobs, and an all-reduce of the targets' logits before the
