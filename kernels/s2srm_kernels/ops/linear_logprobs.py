@@ -196,8 +196,8 @@ def linear_logprobs(
     token. Differentiable once in hidden, weight and bias through all three results; without
     `with_entropy` the entropy is zeros and carries no gradient.
 
-    Four products, one forward and three backward. Memory: see kernels/README.md; nothing grows with
-    N * V. A row's results are the same bits in any batch.
+    Four products, one forward and three backward. Memory: see kernels/README.md. A row's results
+    are the same bits in any batch.
 
     skip_mass: backward may leave out blocks of 128 live rows and 256 columns as long as no row
     loses more than this much of its softmax mass and no target lies in them; 0 is exact. The error

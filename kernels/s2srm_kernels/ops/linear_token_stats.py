@@ -109,8 +109,8 @@ def linear_token_stats(
     hidden row is never read. Ties of the argmax go to the lowest id, and rank 0 means that no logit
     is greater than the target's. Nothing is differentiable: the inputs are detached.
 
-    One product (the reference: two). Memory: see kernels/README.md; nothing grows with N * V. A row's results are the
-    same bits in any batch.
+    One product (the reference: two). Memory: see kernels/README.md. A row's results are the same
+    bits in any batch.
 
     process_group: as in linear_logprobs, and an all-reduce of the targets' logits before the
     product, since no rank can count before it knows them. argmax and rank are exact up to 2**24.
