@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <sstream>
@@ -54,6 +56,17 @@ inline void check_floating(const char* name, const Tensor& tensor) {
 inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
   const Tensor cast = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
   return cast.is_contiguous() ? cast : torch::stable::contiguous(cast);
+}
+
+// The numeric options of a call, in the order that Python packed them (s2srm_kernels/_options.py).
+template <size_t count>
+std::array<double, count> read_options(const Tensor& options) {
+  if (options.is_cuda() || options.scalar_type() != ScalarType::Double ||
+      !options.is_contiguous() || options.dim() != 1 || options.size(0) != count)
+    fail("options must be (", count, ",) float64 on the CPU");
+  std::array<double, count> values;
+  std::copy_n(options.const_data_ptr<double>(), count, values.begin());
+  return values;
 }
 
 inline bool is_double(const Tensor& tensor) {

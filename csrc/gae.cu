@@ -39,8 +39,9 @@ void run(const AdvantageInputs& in, const Segments& segments, double gamma, doub
 }
 
 std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
-                               const Tensor& cu_seqlens, double gamma, double lam,
+                               const Tensor& cu_seqlens, const Tensor& options,
                                const std::optional<Tensor>& bootstrap) {
+  const auto [gamma, lam] = read_options<2>(options);
   const Segments segments(cu_seqlens);
   const AdvantageInputs in(rewards, values, bootstrap, segments.count);
   Tensor advantages = new_vector(rewards, in.rewards.numel(), in.type);

@@ -40,9 +40,9 @@ void run(const Diverges& diverges, const Segments& segments, const RewardValues&
 }
 
 std::tuple<Tensor, Tensor> token_rewards(const Tensor& response, const Tensor& signal,
-                                         const Tensor& cu_seqlens, const std::string& divergence,
-                                         int64_t top_k, double max_margin, double positive,
-                                         double negative, double match) {
+                                         const Tensor& cu_seqlens, const Tensor& options,
+                                         const std::string& divergence, int64_t top_k) {
+  const auto [max_margin, positive, negative, match] = read_options<4>(options);
   const Segments segments(cu_seqlens);
   const RewardInputs in(response, signal, divergence, top_k, max_margin);
   Tensor rewards = new_vector(signal, in.signal.numel(), in.result_type());

@@ -307,6 +307,8 @@ class PPOConfig(StageConfig):
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     """Upper clip range."""
+    max_log_ratio: float = 20.0
+    """Bound on |log ratio|; a token beyond it gives no policy gradient, and no NaN. 0: none."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     entropy_coef: float = 0.0

@@ -201,6 +201,7 @@ def _ppo(cfg: PPOConfig) -> None:
     between("lam", cfg.lam, 0, 1)
     between("clip_low", cfg.clip_low, 0, 1)
     at_least("clip_high", cfg.clip_high, 0)
+    between("max_log_ratio", cfg.max_log_ratio, 0, 80)
     at_least("vf_coef", cfg.vf_coef, 0)
     at_least("entropy_coef", cfg.entropy_coef, 0)
     at_least("samples_every", cfg.samples_every, 1)

@@ -171,7 +171,7 @@ class PackedHidden {
   int64_t first_row_ = 0, num_rows_ = 0;
 };
 
-// What one worker needs for the logits of kTaskPanels panels by one tile.
+// What one worker needs for the logits of kTaskRows rows by one tile.
 inline constexpr int64_t kTaskRows = 2 * kBlockRows;
 
 template <class T>

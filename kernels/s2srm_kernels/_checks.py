@@ -6,10 +6,10 @@ and torch.compile can trace it. Checks of data (targets, cu_seqlens) are made in
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER = (torch.int64, torch.int32)
@@ -27,7 +27,7 @@ def autocast_inputs(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast does to a linear layer: cast to its dtype, float64 left alone."""
     device_type = hidden.device.type
-    if not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return hidden, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
 
@@ -35,6 +35,42 @@ def autocast_inputs(
         return t if t.dtype == torch.float64 else t.to(dtype)
 
     return cast(hidden), cast(weight), None if bias is None else cast(bias)
+
+
+def check_tensors(name: str, **tensors: Tensor | None) -> None:
+    """What the operator `name` cannot take although it is a tensor of the right shape.
+
+    NotImplementedError under a transform of torch.func or forward-mode differentiation, ValueError
+    for a tensor whose elements lie elsewhere or in another layout.
+    """
+    # All three questions are answered by a flag: no tensor is looked into where there is none.
+    if not torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+            raise NotImplementedError(
+                f"{name} does not run under torch.func (grad, vmap, jvp, ...): call it outside, "
+                "with backward() or torch.autograd.grad, and once for each sample of a vmap"
+            )
+        if forward_ad._current_level >= 0 and any(  # pyright: ignore[reportPrivateUsage]
+            t is not None and forward_ad.unpack_dual(t).tangent is not None
+            for t in tensors.values()
+        ):
+            raise NotImplementedError(
+                f"{name} has no forward-mode derivative: use backward() or torch.autograd.grad"
+            )
+    for argument, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if hasattr(tensor, "to_local"):
+            raise ValueError(
+                f"{argument} is a DTensor: pass {argument}.full_tensor(), or of a weight and bias "
+                "sharded over the vocabulary .to_local() with process_group=mesh.get_group()"
+            )
+        if is_traceable_wrapper_subclass(tensor):
+            raise ValueError(
+                f"{argument} is a {type(tensor).__name__}: pass a plain torch.Tensor of its values"
+            )
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{argument} has layout {tensor.layout}: pass {argument}.to_dense()")
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
@@ -99,27 +135,6 @@ def check_floating(name: str, tensor: Tensor) -> None:
     """A floating dtype that the operations know."""
     if tensor.dtype not in _FLOATING:
         raise ValueError(f"{name} must have one of the dtypes {_FLOATING}, got {tensor.dtype}")
-
-
-def check_number(
-    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, above: bool = False
-) -> None:
-    """A finite number in [low, high]; `above` leaves out low itself."""
-    # Comparisons alone: torch.compile may hand over a symbolic number. NaN fails every one of them.
-    finite = -math.inf < value < math.inf
-    if not (finite and low <= value <= high) or (above and value == low):
-        left = "(" if above or low == -math.inf else "["
-        right = ")" if high == math.inf else "]"
-        raise ValueError(
-            f"{name} must be a finite number in {left}{low}, {high}{right}, got {value}"
-        )
-
-
-def check_head_options(softcap: float | None, temperature: float) -> None:
-    """Options of every vocabulary operation."""
-    if softcap is not None:
-        check_number("softcap", softcap, 0.0, above=True)
-    check_number("temperature", temperature, 0.0, above=True)
 
 
 def check_workspace(workspace_bytes: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Gradients of any function of the row statistics, written out in closed form.
+"""The closed form of the gradients of any function of the row statistics; engines compute it.
 
 With upstream gradients (a) of log p(target), (b) of the entropy H, (c) of the lse and (d) of the
 mean log p over the vocabulary, the gradient of the loss with respect to logit j of a row is

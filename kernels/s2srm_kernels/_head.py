@@ -10,6 +10,9 @@ anything is read.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +40,12 @@ def live_rows(target: Tensor, ignore_index: int, num_classes: int) -> Tensor:
     return torch.nonzero_static(live, size=num_live).squeeze(1)
 
 
+def digest(values: Tensor) -> int:
+    """A number that tells integers and their order apart; a synchronisation on CUDA."""
+    place = torch.arange(1, values.numel() + 1, device=values.device)
+    return int(((values.long() + place) * (2 * place + 1)).sum())
+
+
 class Head:
     """One call's live rows, weight and options. R live rows, V columns on this rank.
 
@@ -44,6 +53,9 @@ class Head:
     rows (R,) int64: the live rows, ascending. target (R,) int64: their ids in the whole vocabulary.
     columns (R,) int64: the target's column on this rank, -1 where another rank owns it.
     dtype: of statistics and sums, float32 (float64 for float64 inputs).
+
+    A softcap of infinity is none. facts: what else the ranks of a
+    group must agree on (see find_shard), first `operation`.
     """
 
     def __init__(
@@ -56,14 +68,25 @@ class Head:
         temperature: float,
         ignore_index: int,
         group: str | None,
+        **facts: Any,
     ) -> None:
         self.hidden = hidden
         self.weight = weight
         self.bias = bias
-        self.softcap = softcap
+        self.softcap = None if softcap == math.inf else softcap
         self.temperature = temperature
         self.dtype = compute_dtype(hidden)
-        self.shard: Shard = find_shard(group, weight.shape[0], weight.device)
+        if group is not None:
+            facts |= {
+                "hidden's shape": tuple(hidden.shape),
+                "dtype": hidden.dtype,
+                "whether there is a bias": bias is not None,
+                "temperature": temperature,
+                "softcap": self.softcap,
+                "ignore_index": ignore_index,
+                "target": digest(target),
+            }
+        self.shard: Shard = find_shard(group, weight.shape[0], weight.device, facts)
         self.rows = live_rows(target, ignore_index, self.shard.num_total)
         self.target = target[self.rows].long()
         local = self.target - self.shard.offset

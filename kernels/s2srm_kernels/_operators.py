@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -33,11 +34,14 @@ NAMESPACE = "s2srm"
 IMPLS = ("reference", "cpp", "triton")
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
-_AUTO_ORDER = {"cuda": ("triton", "cpp", "reference")}
+# On meta tensors every overload has the fake kernel, so nothing need be loaded.
+_AUTO_ORDER = {"cuda": ("triton", "cpp", "reference"), "meta": ("reference",)}
 _AUTO_ORDER_ELSEWHERE = ("cpp", "reference")
 
 Kernel = Callable[..., Any]
 
+# functools.cache lets two threads in at once, and an overload takes one kernel for each device.
+_LOADING = threading.Lock()
 _BODIES: dict[str, Kernel] = {}
 _ENGINES: dict[str, Engine] = {"reference": ReferenceEngine()}
 
@@ -142,9 +146,8 @@ def _obstacle(name: str, impl: str, device_type: str, quiet: bool = False) -> st
         return None
     reason = load(impl)
     overload = f"{NAMESPACE}::{_overload_name(name, impl)}"
-    if torch._C._dispatch_has_kernel_for_dispatch_key(  # pyright: ignore[reportPrivateUsage]
-        overload, device_type.upper()
-    ):
+    key = torch._C._dispatch_key_for_device(device_type)  # pyright: ignore
+    if torch._C._dispatch_has_kernel_for_dispatch_key(overload, key):  # pyright: ignore
         return None
     if reason is None:
         return f"no {impl} kernel is registered for {device_type} tensors"
@@ -159,9 +162,14 @@ def _obstacle(name: str, impl: str, device_type: str, quiet: bool = False) -> st
 _obstacle._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@functools.cache
 def load(impl: str) -> str | None:
-    """Import a backend and let it register itself; the reason if it cannot, else None."""
+    """Import a backend and let it register itself, once; the reason if it cannot, else None."""
+    with _LOADING:
+        return _load(impl)
+
+
+@functools.cache
+def _load(impl: str) -> str | None:
     try:
         importlib.import_module(f"s2srm_kernels.{impl}").register()
     except ImportError as error:
@@ -180,6 +188,8 @@ def _without_autocast(kernel: Kernel) -> Kernel:
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:
         device_type = next(a.device.type for a in args if isinstance(a, Tensor))
+        if not torch.amp.is_autocast_available(device_type):
+            return kernel(*args)
         with torch.autocast(device_type, enabled=False):
             return kernel(*args)
 

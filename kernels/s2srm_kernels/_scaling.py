@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor  # of is_grads_batched
 
 from s2srm_kernels._operators import define, engine_of, operator, refuse_second_order
 
@@ -60,13 +61,9 @@ def save_gradients(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) ->
 
 def scale_gradients(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     """grad_loss times what `save_gradients` kept, in the inputs' dtype; None where not needed."""
-    gradients, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-    # A gradient of the weight may be the largest tensor of a program: on the CPU, where looking at
-    # the factor is free, `loss.backward()` makes no second copy of it. Not while torch.compile
-    # traces (tensors of another type), nor for create_graph (gradients enabled).
-    plain = type(grad_loss) is Tensor and not torch.is_grad_enabled()
-    plain = plain and grad_loss.device.type == "cpu"
-    if plain and gradients[0].dtype == inputs[0].dtype and float(grad_loss) == 1.0:
+    saved = ctx.saved_tensors  # once: a checkpoint gives them out no second time
+    gradients, inputs = saved[:3], saved[3:]
+    if gradients[0].dtype == inputs[0].dtype and _is_last_and_one(grad_loss):
         scaled = gradients
     else:
         scaled = operator(_NAME, "reference")(grad_loss, *gradients, *inputs)
@@ -74,19 +71,32 @@ def scale_gradients(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     return [g if need else None for g, need in zip(scaled, needs, strict=True)]
 
 
-def gradients_to_make(
-    impl: str,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    workspace_bytes: int | None,
-    allowed: bool,
-) -> list[bool]:
-    """Which gradients to make in forward: those that autograd would ask for, if that fits."""
-    if not (allowed and engine_of(impl).gradients_in_forward(hidden, weight, workspace_bytes)):
-        return [False] * 3
+def _is_last_and_one(grad_loss: Tensor) -> bool:
+    """Whether the kept gradients are the result and may be given away.
+
+    A gradient of the weight may be the largest tensor of a program: on the CPU, where looking at
+    the factor is free, `loss.backward()` makes no second copy of it. Whoever is handed a gradient
+    may write to it, so only a backward that releases the graph gives the kept ones away. Not while
+    torch.compile traces, nor for batched gradients: those have no value to look at.
+    """
+    return (
+        type(grad_loss) is Tensor
+        and grad_loss.device.type == "cpu"
+        and not is_legacy_batchedtensor(grad_loss)
+        and not torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
+        and float(grad_loss) == 1.0
+    )
+
+
+def wanted_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[bool]:
+    """Which gradients autograd would ask for."""
     enabled = torch.is_grad_enabled()
     return [enabled and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+
+
+def fits_in_forward(impl: str, hidden: Tensor, weight: Tensor, workspace_bytes: int | None) -> bool:
+    """Whether the backend makes a loss's gradients in its forward."""
+    return engine_of(impl).gradients_in_forward(hidden, weight, workspace_bytes)
 
 
 def fake_gradients(

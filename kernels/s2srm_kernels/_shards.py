@@ -4,11 +4,15 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_MAX_FACTS = 24
 
 
 class Shard(NamedTuple):
@@ -25,14 +29,32 @@ def group_name(process_group: dist.ProcessGroup | None) -> str | None:
     return None if process_group is None else process_group.group_name
 
 
-def find_shard(name: str | None, num_local: int, device: torch.device) -> Shard:
-    """Where this rank's slice lies. With a group: one all-gather of one integer per rank."""
+def find_shard(
+    name: str | None, num_local: int, device: torch.device, facts: Mapping[str, Any]
+) -> Shard:
+    """Where this rank's slice lies. With a group: one all-gather of a few integers per rank.
+
+    facts: what the ranks must agree on, under the names that their user knows, first the name of
+    the operation. Ranks that do not agree would wait for each other for ever, or merge statistics
+    of different rows: ValueError on every one of them.
+    """
     if name is None:
         return Shard(None, 0, num_local, num_local)
     group = dist.distributed_c10d._resolve_process_group(name)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage, reportArgumentType]
-    sizes: list[int] = (
-        all_gather(torch.tensor([num_local], device=device), group).flatten().tolist()
-    )
+    checksums = [zlib.crc32(repr(fact).encode()) for fact in facts.values()]
+    # Of one length whatever the operation is.
+    checksums += [0] * (_MAX_FACTS - len(checksums))
+    mine = torch.tensor([num_local, *checksums], device=device)
+    table: list[list[int]] = all_gather(mine, group).tolist()
+    for i, (fact, value) in enumerate(facts.items(), start=1):
+        others = [rank for rank, row in enumerate(table) if row[i] != table[0][i]]
+        if others:
+            operation = next(iter(facts.values()))
+            raise ValueError(
+                f"{operation}: the ranks of process_group must agree on {fact}, but ranks {others} "
+                f"differ from rank 0; this rank, {dist.get_rank(group)}, has {value!r}"
+            )
+    sizes = [row[0] for row in table]
     return Shard(group, sum(sizes[: dist.get_rank(group)]), num_local, sum(sizes))
 
 

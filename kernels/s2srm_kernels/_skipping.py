@@ -39,20 +39,20 @@ class SkipReport:
 
 
 def statistics_and_plan(
-    engine: Engine, head: Head, skip_mass: float
+    engine: Engine, head: Head, skip_mass: float | None
 ) -> tuple[RowStatistics, Tensor, Tensor]:
-    """(statistics, live blocks, (R,) skipped mass); with skip_mass 0 no plan, (0, 0), and zeros."""
-    stats, tile_lse = row_statistics(engine, head, tiles=skip_mass > 0)
-    if tile_lse is None:
+    """(statistics, live blocks, (R,) skipped mass); without skip_mass no plan and zeros."""
+    stats, tile_lse = row_statistics(engine, head, tiles=skip_mass is not None)
+    if tile_lse is None or skip_mass is None:
         no_plan = head.rows.new_empty((0, 0), dtype=torch.bool)
         return stats, no_plan, torch.zeros_like(stats.max_logit)
     return stats, *_plan_blocks(head, tile_lse, stats.lse, skip_mass)
 
 
-def fake_plan(hidden: Tensor, weight: Tensor, skip_mass: float) -> Tensor:
+def fake_plan(hidden: Tensor, weight: Tensor, skips: bool) -> Tensor:
     """Shape of the live blocks."""
     shape = (0, 0)
-    if skip_mass > 0:
+    if skips:
         shape = (-(-hidden.shape[0] // SKIP_ROWS), -(-weight.shape[0] // SKIP_COLUMNS))
     return hidden.new_empty(shape, dtype=torch.bool)
 

@@ -2,7 +2,8 @@
 
 `kl/k1` and `kl/k3` are per token, `kl/per_response` is the sum of k1 over a response, which the
 adaptive controller steers; `ppo/update_kl` is k3 between the policy in training and the one that
-sampled.
+sampled. `ppo/bounded_fraction` is the share of tokens whose log ratio max_log_ratio bounds: but for
+0 it says that the policy has left its old self, or that a logprob is broken.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 MEANS = (
     "ppo/policy_loss",
     "ppo/clip_fraction",
+    "ppo/bounded_fraction",
     "ppo/entropy",
     "ppo/ratio_mean",
     "ppo/update_kl",

@@ -1,7 +1,8 @@
 """Minibatch updates of policy and critic on one phase's experience.
 
     policy  sum over tokens of -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) / n
-            - entropy_coef * mean entropy,      rho = pi(y_t) / pi_old(y_t)
+            - entropy_coef * mean entropy,      rho = pi(y_t) / pi_old(y_t),
+            |log rho| bounded by max_log_ratio, without a gradient where that binds
     critic  vf_coef * clipped squared error (values.py) / n
 
 n counts the tokens of the minibatch over all ranks and micro-batches. Policy and critic are
@@ -115,6 +116,7 @@ def _policy_step(
             advantages=experience.advantages[rows],
             clip_low=cfg.clip_low,
             clip_high=cfg.clip_high,
+            max_log_ratio=cfg.max_log_ratio or None,
             entropy_coef=cfg.entropy_coef,
             normalizer=float(num_tokens),
             temperature=cfg.sampling.temperature,
@@ -122,6 +124,7 @@ def _policy_step(
         count = rows.numel()
         means.add("ppo/policy_loss", loss.detach() * num_tokens / count, count)
         means.add("ppo/clip_fraction", ratio.clip_fraction, count)
+        means.add("ppo/bounded_fraction", ratio.bounded_fraction, count)
         means.add("ppo/entropy", ratio.entropy, count)
         means.add("ppo/ratio_mean", ratio.ratio_mean, count)
         means.add("ppo/update_kl", ratio.k3, count)

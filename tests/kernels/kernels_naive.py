@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -79,23 +81,27 @@ def ppo_loss(
     kl_coef=0.0,
     entropy_coef=0.0,
     normalizer=None,
+    max_log_ratio=math.inf,
     **head,
 ):
-    """(loss, the six metrics)."""
+    """(loss, the seven metrics)."""
     live = target != -100
     logp, entropy, _ = (t[live] for t in logprobs(hidden, weight, target, **head))
     old, advantage = old_logprobs[live], advantages[live]
-    ratio = (logp - old).exp()
+    far = [logp - old, (old if ref_logprobs is None else ref_logprobs[live]) - logp]
+    near = [difference.clamp(-max_log_ratio, max_log_ratio) for difference in far]
+    ratio, d = near[0].exp(), near[1]
     unclipped = ratio * advantage
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
-    d = (old if ref_logprobs is None else ref_logprobs[live]) - logp
     k3 = d.exp() - 1 - d
     rows = -torch.minimum(unclipped, clipped) - entropy_coef * entropy
     if kl_coef:
         rows = rows + kl_coef * k3
     loss = rows.sum() / (live.sum() if normalizer is None else normalizer)
     clip_fraction = (clipped < unclipped).to(logp.dtype).mean()
-    return loss, (clip_fraction, -d.mean(), k3.mean(), entropy.mean(), ratio.mean(), ratio.max())
+    bounded = (far[0] != near[0]) | (far[1] != near[1])
+    means = (clip_fraction, -d.mean(), k3.mean(), entropy.mean(), ratio.mean())
+    return loss, (*means, ratio.max(), bounded.to(logp.dtype).mean())
 
 
 def token_rewards(response, agree, cu_seqlens, positive=1.0, negative=1.0, match=0.0):

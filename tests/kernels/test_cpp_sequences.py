@@ -12,6 +12,7 @@ from torch.library import opcheck
 
 from s2srm_kernels import gae, token_rewards
 from s2srm_kernels._operators import load
+from s2srm_kernels._options import pack_options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build with")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -205,23 +206,26 @@ def test_bad_cu_seqlens_are_refused_in_the_references_words(cu):
 
 
 ROWS, IDS, CU = torch.zeros(9), torch.zeros(9, dtype=torch.int64), torch.tensor([0, 9])
-REWARD_OPTIONS = (1, 0.0, 1.0, 1.0, 0.0)
+GAE = pack_options(gamma=1.0, lam=1.0)
+REWARDS = pack_options(max_margin=0.0, positive=1.0, negative=1.0, match=0.0)
 
 
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("gae", (ROWS, ROWS[1:], CU, 1.0, 1.0, None), r"values must have shape \(9,\)"),
-        ("gae", (ROWS[None], ROWS, CU, 1.0, 1.0, None), r"rewards must have shape \(9,\)"),
-        ("gae", (ROWS, IDS, CU, 1.0, 1.0, None), "values must be floating, got Long"),
-        ("gae", (ROWS, ROWS, CU, 1.0, 1.0, ROWS), r"bootstrap must have shape \(1,\)"),
-        ("gae", (ROWS, ROWS, CU.float(), 1.0, 1.0, None), "cu_seqlens must be int64 or int32"),
-        ("gae", (ROWS, ROWS, CU[:0], 1.0, 1.0, None), r"cu_seqlens must have shape \(B \+ 1,\)"),
-        ("token_rewards", (IDS, IDS[1:], CU, "argmax", *REWARD_OPTIONS), "signal must have shape"),
-        ("token_rewards", (ROWS, IDS, CU, "argmax", *REWARD_OPTIONS), "response must be int64"),
-        ("token_rewards", (IDS, ROWS, CU, "rank", *REWARD_OPTIONS), "signal must be int64"),
-        ("token_rewards", (IDS, IDS, CU, "margin", *REWARD_OPTIONS), "signal must be floating"),
-        ("token_rewards", (IDS, IDS, CU, "cosine", *REWARD_OPTIONS), "divergence.*'cosine'"),
+        ("gae", (ROWS, ROWS[1:], CU, GAE, None), r"values must have shape \(9,\)"),
+        ("gae", (ROWS[None], ROWS, CU, GAE, None), r"rewards must have shape \(9,\)"),
+        ("gae", (ROWS, IDS, CU, GAE, None), "values must be floating, got Long"),
+        ("gae", (ROWS, ROWS, CU, GAE, ROWS), r"bootstrap must have shape \(1,\)"),
+        ("gae", (ROWS, ROWS, CU.float(), GAE, None), "cu_seqlens must be int64 or int32"),
+        ("gae", (ROWS, ROWS, CU[:0], GAE, None), r"cu_seqlens must have shape \(B \+ 1,\)"),
+        ("gae", (ROWS, ROWS, CU, GAE[:1], None), r"options must be \(2,\) float64 on the CPU"),
+        ("gae", (ROWS, ROWS, CU, GAE.float(), None), "options must be"),
+        ("token_rewards", (IDS, IDS[1:], CU, REWARDS, "argmax", 1), "signal must have shape"),
+        ("token_rewards", (ROWS, IDS, CU, REWARDS, "argmax", 1), "response must be int64"),
+        ("token_rewards", (IDS, ROWS, CU, REWARDS, "rank", 1), "signal must be int64"),
+        ("token_rewards", (IDS, IDS, CU, REWARDS, "margin", 1), "signal must be floating"),
+        ("token_rewards", (IDS, IDS, CU, REWARDS, "cosine", 1), "divergence.*'cosine'"),
     ],
 )
 def test_the_raw_operators_read_nothing_out_of_bounds(name, args, message):
@@ -232,8 +236,8 @@ def test_the_raw_operators_read_nothing_out_of_bounds(name, args, message):
 def test_opcheck():
     cu, rows = torch.tensor([0, 0, 4, 9], dtype=torch.int32), torch.linspace(-1, 1, 9)
     for bootstrap in (None, torch.ones(3), torch.ones(3, dtype=torch.float64)):
-        opcheck(torch.ops.s2srm.gae.cpp, (rows, rows, cu, 0.9, 0.8, bootstrap))
+        opcheck(torch.ops.s2srm.gae.cpp, (rows, rows, cu, GAE, bootstrap))
     ids = torch.arange(9)
     for divergence, signal in (("argmax", ids), ("rank", ids), ("margin", rows.double())):
-        args = (ids, signal, cu, divergence, *REWARD_OPTIONS)
+        args = (ids, signal, cu, REWARDS, divergence, 1)
         opcheck(torch.ops.s2srm.token_rewards.cpp, args)

@@ -15,6 +15,7 @@ from s2srm_kernels import (
     linear_ppo_loss,
     linear_token_stats,
 )
+from s2srm_kernels._options import pack_options
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -93,15 +94,17 @@ def test_every_combination_of_frozen_inputs(op, needs):
 
 def test_gradients_that_are_not_needed_are_not_made():
     hidden, weight, bias, target = (t.detach() for t in naive.make(9, 6, 20))
-    head, needs = (None, 1.0, -100, None), [True, False, False]
-    ops = torch.ops.s2srm
+    options, needs = {"temperature": 1.0, "softcap": None}, [True, False, False]
+    smooth = pack_options(**options, label_smoothing=0.0, z_loss=0.0, skip_mass=0.0)
+    clip = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0}
+    clip = pack_options(**options, **clip, max_log_ratio=None)
+    head, rows, tail = (hidden, weight, bias, target), target.double(), (-100, None, None)
     losses = (
-        ops.linear_cross_entropy(
-            hidden, weight, bias, target, None, "sum", 0.0, 0.0, *head, 0.0, None, needs
+        torch.ops.s2srm.linear_cross_entropy(
+            *(*head, None, smooth, "sum", False, *tail, needs, True)
         ),
-        ops.linear_ppo_loss(
-            *(hidden, weight, bias, target, target.double(), target.double(), None, None),
-            *(0.2, 0.2, 0.0, 0.0, *head, None, needs),
+        torch.ops.s2srm.linear_ppo_loss(
+            *(*head, rows, rows, None, None, clip, False, *tail, needs, True)
         ),
     )
     assert [[g.numel() for g in out[-3:]] for out in losses] == [[54, 0, 0], [54, 0, 0]]
@@ -136,7 +139,7 @@ def test_no_live_row_in_metrics_and_statistics():
     hidden, weight, _, target = naive.make(5, 6, 20, bias=False)
     ignored = torch.full_like(target, -100)
     metrics = linear_ppo_loss(hidden, weight, ignored, torch.ones(5), torch.ones(5)).metrics
-    assert [float(m) for m in metrics] == [0] * 6
+    assert [float(m) for m in metrics] == [0] * 7
     assert not any(field.any() for field in linear_token_stats(hidden, weight, ignored))
     assert linear_token_stats(hidden[:0], weight, ignored[:0]).rank.shape == (0,)
 
@@ -411,17 +414,21 @@ def test_no_tensor_of_all_logits(monkeypatch):
     n, d, v = 1000, 4, 100
     hidden, weight, _, target = naive.make(n, d, v, bias=False, ignored=0)
     hidden, weight = hidden.detach(), weight.detach()
-    head, options = (hidden, weight, None, target), (5.0, 2.0, -100, None)
-    needs, none = [True, True, False], torch.zeros(0, 0, dtype=torch.bool)
+    head, options = (hidden, weight, None, target), {"temperature": 2.0, "softcap": 5.0}
+    smooth = pack_options(**options, label_smoothing=0.1, z_loss=0.1, skip_mass=0.0)
+    plain = pack_options(**options, skip_mass=0.0)
+    needs, none, tail = [True, True, False], torch.zeros(0, 0, dtype=torch.bool), (-100, None)
     body = _operators._BODIES
     engine = _reference.ReferenceEngine()
     with _LargestTensor() as largest:
         body["linear_cross_entropy"](
-            engine, *head, None, "mean", 0.1, 0.1, *options, 0.0, None, needs
+            *(engine, *head, None, smooth, "mean", False, *tail, None, needs, True)
         )
-        body["linear_token_stats"](engine, *head, *options)
-        _, rows, _, residual, *_ = body["linear_logprobs"](engine, *head, True, 0.0, *options)
+        body["linear_token_stats"](engine, *head, pack_options(**options), *tail)
+        _, rows, _, residual, *_ = body["linear_logprobs"](
+            *(engine, *head, plain, True, False, *tail, needs)
+        )
         body["linear_logprobs_backward"](
-            engine, rows, rows, rows, *head, residual, none, *options, needs
+            *(engine, rows, rows, rows, *head, plain, residual, none, *tail, needs)
         )
     assert 0 < largest.numel <= 2**15 < n * v

@@ -15,6 +15,7 @@ OPTIONS = [
     {"normalizer": 17.0},
     {"normalizer": torch.tensor(5.5, dtype=torch.float64), "temperature": 0.7},
     {"kl_coef": 0.1, "entropy_coef": 0.05, "softcap": 2.0, "temperature": 1.3, "normalizer": 3},
+    {"max_log_ratio": 0.4, "kl_coef": 0.3},
 ]
 
 
@@ -62,7 +63,8 @@ def test_metrics_are_against_the_old_policy_without_a_reference():
     difference = (linear_logprobs(hidden, weight, target, bias=bias).logprobs - old)[live]
     torch.testing.assert_close(metrics.k1, difference.mean().detach())
     torch.testing.assert_close(metrics.ratio_max, difference.exp().max().detach())
-    assert metrics._fields == ("clip_fraction", "k1", "k3", "entropy", "ratio_mean", "ratio_max")
+    names = ("clip_fraction", "k1", "k3", "entropy", "ratio_mean", "ratio_max", "bounded_fraction")
+    assert metrics._fields == names
     assert not any(m.requires_grad for m in metrics)
 
 
@@ -134,3 +136,40 @@ def test_kl_needs_a_reference():
     inputs, target, old, advantages, _ = problem(4, 3, 5)
     with pytest.raises(ValueError, match=r"ref_logprobs must be given.*0\.1"):
         linear_ppo_loss(*inputs[:2], target, old, advantages, kl_coef=0.1)
+
+
+@pytest.mark.parametrize("workspace", [None, 0])
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("kind", ["old", "ref", "both", "minus infinity"])
+def test_one_row_far_off_leaves_the_others_their_step(kind, advantage, workspace):
+    """Log ratios beyond 88 overflow float32: the loss of the formula is inf, or NaN by 0 * inf."""
+    inputs, target, old, advantages, ref = problem(12, 5, 11, dtype=torch.float32)
+    row = int((target != -100).nonzero()[0])
+    advantages[row] = advantage
+    clean = old.clone(), ref.clone()
+    if kind in ("old", "both"):
+        old[row] -= 200
+    if kind in ("ref", "both"):
+        ref[row] += 200
+    if kind == "minus infinity":
+        old[row] = -torch.inf
+    options = {"ref_logprobs": ref, "kl_coef": 0.1, "workspace_bytes": workspace}
+
+    def step(rows=slice(None), **bound):
+        of_rows = (target[rows], old[rows], advantages[rows])
+        kwargs = {**options, "ref_logprobs": options["ref_logprobs"][rows], "normalizer": 7.0}
+        loss, metrics = linear_ppo_loss(inputs[0][rows], inputs[1], *of_rows, **kwargs, **bound)
+        return loss, metrics, naive.grads([loss], inputs[:2])
+
+    if advantage == 0:
+        assert not step()[0].isfinite() and not step()[2][1].isfinite().all()
+    loss, metrics, gradients = step(max_log_ratio=20.0)
+    live = int((target != -100).sum())
+    assert loss.isfinite() and all(m.isfinite() for m in metrics)
+    torch.testing.assert_close(metrics.bounded_fraction, torch.tensor(1 / live))
+    others = torch.arange(12) != row
+    _, _, (d_hidden, _) = step(others)
+    torch.testing.assert_close(gradients[0][others], d_hidden[others])
+    if kind in ("both", "minus infinity"):
+        old, options["ref_logprobs"] = clean
+        assert step(max_log_ratio=20.0)[1].bounded_fraction == 0

@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import kernels_naive as naive
 import pytest
@@ -9,6 +10,7 @@ from torch.library import opcheck
 import s2srm_kernels as kernels
 from s2srm_kernels import _operators
 from s2srm_kernels._operators import _without_autocast
+from s2srm_kernels._options import pack_options
 
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
 NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]
@@ -23,47 +25,64 @@ def samples(grad):
     for t in (hidden, weight, bias):
         t.requires_grad_(grad)
     head = (hidden, weight, bias, target)
-    needs = [grad] * 3
     rows = torch.linspace(-1, 1, 9)
     residual, live = torch.ones(9, 4), torch.zeros(0, 0, dtype=torch.bool)
-    tail, capped = (None, 1.0, -100, None), (3.0, 0.7, -100, None)
+    plain, capped = {"temperature": 1.0, "softcap": None}, {"temperature": 0.7, "softcap": 3.0}
+    smooth = {"label_smoothing": 0.1, "z_loss": 0.1, "skip_mass": 0.0}
+    clip = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.1, "entropy_coef": 0.1}
+    tail, needs = (-100, None), [grad] * 3
     detached = tuple(t.detach() for t in head)
+
+    def skipping(mass, **head_options):
+        return pack_options(**head_options, skip_mass=mass)
+
+    entropy, cross_entropy = pack_options(**capped, **smooth), pack_options(**plain, **smooth)
+    bounded = pack_options(**capped, **clip, max_log_ratio=0.5)
+    unbounded = pack_options(**plain, **clip, max_log_ratio=None)
+    rewards = pack_options(max_margin=0.0, positive=1.0, negative=1.0, match=0.0)
     return {
-        "linear_logprobs": [(*head, True, 0.1, *tail), (*head, False, 0.0, *capped)],
-        "linear_logprobs_backward": [
-            (rows, rows, rows, *detached, residual, live, *capped, ALL),
-            (rows, None, None, *detached, residual, live, *tail, [True, False, True]),
+        "linear_logprobs": [
+            (*head, skipping(0.1, **plain), True, True, *tail, needs),
+            (*head, skipping(0.0, **capped), False, False, *tail, needs),
         ],
-        "linear_token_stats": [(*detached, *tail), (*detached, *capped)],
+        "linear_logprobs_backward": [
+            (rows, rows, rows, *detached, skipping(0.0, **capped), residual, live, *tail, ALL),
+            (
+                *(rows, None, None, *detached, skipping(0.0, **plain), residual, live, *tail),
+                [True, False, True],
+            ),
+        ],
+        "linear_token_stats": [
+            (*detached, pack_options(**plain), *tail),
+            (*detached, pack_options(**capped), *tail),
+        ],
         "linear_cross_entropy": [
-            (*head, rows, "mean", 0.1, 0.1, *tail, 0.0, None, needs),
-            (*head, None, "sum", 0.0, 0.0, *capped, 0.0, 10**6, needs),
-            (*head, rows, "none", 0.1, 0.1, *capped, 0.1, None, [False] * 3),
+            (*head, rows, cross_entropy, "mean", False, *tail, None, needs, grad),
+            (*head, None, entropy, "sum", False, *tail, 10**6, needs, grad),
+            (*head, rows, entropy, "none", True, *tail, None, needs, False),
         ],
         "linear_cross_entropy_backward": [
-            (rows, *detached, rows, residual, live, "none", 0.1, 0.1, *capped, ALL),
+            (rows, *detached, rows, entropy, residual, live, "none", *tail, ALL),
             (
-                rows[0],
-                *detached,
-                None,
-                residual,
-                live,
-                "mean",
-                0.0,
-                0.0,
-                *tail,
+                *(rows[0], *detached, None, cross_entropy, residual, live, "mean", *tail),
                 [False, True, False],
             ),
         ],
         "linear_ppo_loss": [
-            (*head, rows, rows, rows, torch.tensor(4.0), 0.2, 0.2, 0.1, 0.1, *capped, None, needs),
-            (*head, rows, rows, None, None, 0.2, 0.2, 0.0, 0.0, *tail, None, needs),
+            (
+                *(*head, rows, rows, rows, torch.tensor(4.0), bounded, True, *tail, None, needs),
+                grad,
+            ),
+            (*head, rows, rows, None, None, unbounded, True, *tail, 0, needs, False),
         ],
         "linear_loss_backward": [
             (torch.tensor(2.0), *(t.detach().clone() for t in (*detached[:3], *detached[:3])))
         ],
-        "token_rewards": [(target, target, CU, "argmax", 1, 0.0, 1.0, 1.0, 0.0)],
-        "gae": [(rows, rows, CU, 0.9, 0.8, None), (rows, rows, CU, 1.0, 0.5, torch.ones(3))],
+        "token_rewards": [(target, target, CU, rewards, "argmax", 1)],
+        "gae": [
+            (rows, rows, CU, pack_options(gamma=0.9, lam=0.8), None),
+            (rows, rows, CU, pack_options(gamma=1.0, lam=0.5), torch.ones(3)),
+        ],
     }
 
 
@@ -112,7 +131,7 @@ def test_a_backend_that_cannot_be_loaded_is_left_out_with_one_warning(monkeypatc
     def fails(name):
         raise ImportError("_C.so is not there")
 
-    for cached in ("load", "_warn_once"):
+    for cached in ("_load", "_warn_once"):
         fresh = functools.cache(getattr(_operators, cached).__wrapped__)
         monkeypatch.setattr(_operators, cached, fresh)
     monkeypatch.setattr(_operators.importlib, "import_module", fails)
@@ -234,6 +253,62 @@ def test_compiled_under_autocast_and_with_a_changing_coefficient():
         for kl in (0.1, 0.2, 0.3):
             ours, theirs = (f(hidden.bfloat16(), weight, target, kl) for f in (compiled, loss))
             torch.testing.assert_close(ours, theirs)
+
+
+def _scheduled(hidden, weight, target, s):
+    """Every numeric option of every operation follows a schedule whose step is used elsewhere."""
+    rows = torch.linspace(-4, -3, 9)
+    head = {"temperature": 2 * s, "softcap": 30 * s}
+    smoothed = {"z_loss": 0.01 * s, "label_smoothing": 0.1 * s}
+    ppo = {"kl_coef": 0.1 * s, "entropy_coef": 0.01 * s, "clip_low": 0.2 * s, "clip_high": 0.3 * s}
+    loss, metrics = kernels.linear_ppo_loss(
+        *(hidden, weight, target, rows, rows + 4),
+        **{"ref_logprobs": rows, "normalizer": 9 * s, "max_log_ratio": 2 * s, **ppo, **head},
+    )
+    advantages = kernels.gae(rows, rows, CU, gamma=0.5 * s, lam=0.4 * s)
+    rewards = kernels.token_rewards(
+        *(target, rows, CU),
+        **{"divergence": "margin", "max_margin": s, "positive": 2 * s, "negative": 3 * s},
+        match=0.1 * s,
+    )
+    outputs = (
+        kernels.linear_cross_entropy(hidden, weight, target, **head, **smoothed),
+        *kernels.linear_logprobs(hidden, weight, target, **head, skip_mass=1e-3 * s),
+        *kernels.linear_token_stats(hidden, weight, target, **head),
+        *(loss, *metrics, *advantages, *rewards),
+    )
+    return [output * s for output in outputs]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [("aot_eager", float), ("aot_eager", torch.tensor), ("inductor", float)],
+)
+def test_compiled_with_options_that_follow_a_schedule(backend, kind):
+    if backend == "inductor" and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler for Inductor")
+    compiled = torch.compile(_scheduled, fullgraph=True, backend=backend)
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False, dtype=torch.float32)
+    inputs = (hidden, weight, target)
+    torch._dynamo.utils.counters.clear()
+    for step in range(12):  # beyond the limit of recompilations, which is eight
+        s = kind(0.5 + 0.07 * step)
+        ours, theirs = compiled(*inputs, s), _scheduled(*inputs, s)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # constant, then symbolic
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_option_out_of_range():
+    def loss(h, w, t, s):
+        return kernels.linear_cross_entropy(h, w, t, temperature=2 * s) * s
+
+    hidden, weight, _, target = naive.make(9, 5, 13, bias=False)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled(hidden, weight, target, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="temperature must be a number in"):
+        compiled(hidden, weight, target, torch.tensor(0.0))
 
 
 @pytest.mark.usefixtures("fresh_compiler")

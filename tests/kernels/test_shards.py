@@ -1,5 +1,7 @@
 """Gloo ranks with unequal slices of the vocabulary against one rank with all of it."""
 
+import functools
+
 import kernels_naive as naive
 import pytest
 import torch
@@ -91,3 +93,45 @@ def test_ranks_equal_one(world, impl, tmp_path, monkeypatch):
         torch.testing.assert_close(rank["gradients"], [d_hidden, d_weight[mine], d_bias[mine]])
         assert rank["nothing"] == 0
         assert torch.equal(rank["gradients"][0], ranks[0]["gradients"][0])
+
+
+def _disagreements(hidden, weight, target):
+    """What rank 1 does differently -> (its call, what the message names)."""
+    rows = torch.zeros(N, dtype=torch.float64)
+    ppo = functools.partial(kernels.linear_ppo_loss, hidden, weight, target, rows, rows)
+    call = functools.partial(kernels.linear_cross_entropy, hidden, weight, target)
+    frozen = functools.partial(kernels.linear_cross_entropy, hidden, weight.detach(), target)
+    short = functools.partial(kernels.linear_cross_entropy, hidden[1:], weight, target[1:])
+    other = functools.partial(kernels.linear_cross_entropy, hidden, weight, target.flip(0))
+    return {
+        "another operation": (ppo, "operation"),
+        "temperature": (functools.partial(call, temperature=2.0), "temperature"),
+        "smoothing": (functools.partial(call, label_smoothing=0.1), "label_smoothing"),
+        "reduction": (functools.partial(call, reduction="sum"), "reduction"),
+        "frozen": (frozen, "which inputs need gradients"),
+        "rows": (short, "hidden's shape"),
+        "targets": (other, "target"),
+    }
+
+
+def _disagreeing_rank(rank):
+    torch.set_num_threads(1)
+    hidden, weight, _, target = _problem()
+    common = functools.partial(kernels.linear_cross_entropy, hidden, weight, target)
+    for call, named in _disagreements(hidden, weight, target).values():
+        with pytest.raises(ValueError, match=rf"must agree on {named}.* ranks \[1\] differ"):
+            (call if rank else common)(process_group=dist.group.WORLD)
+    loss = common(process_group=dist.group.WORLD)
+    torch.autograd.grad(loss, [weight] if rank else [hidden, weight])  # no rank waits for another
+
+
+def _start_disagreeing(rank, folder):
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    _disagreeing_rank(rank)
+    dist.destroy_process_group()
+
+
+def test_ranks_that_disagree_are_told_so_instead_of_waiting(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_start_disagreeing, args=(str(tmp_path),), nprocs=2)

@@ -1,1 +1,1 @@
-"""One file for each operation: contract, reference, registration, public function."""
+"""One file for each operation: contract, body or reference, registration, public function."""

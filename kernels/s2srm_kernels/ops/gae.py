@@ -10,7 +10,7 @@ terms of the next 2^k steps, so log2(longest) passes over all rows at once. Sour
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from torch import Tensor
 from s2srm_kernels._checks import (
     check_device,
     check_floating,
-    check_number,
     check_rows,
+    check_tensors,
     compute_dtype,
 )
 from s2srm_kernels._operators import define, select
+from s2srm_kernels._options import Number, pack_options, unpack_options
 from s2srm_kernels._segments import check_cu_seqlens_shape, find_segments
 
 _NAME = "gae"
@@ -39,10 +40,10 @@ def _reference(
     rewards: Tensor,
     values: Tensor,
     cu_seqlens: Tensor,
-    gamma: float,
-    lam: float,
+    options: Tensor,
     bootstrap: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    gamma, lam = unpack_options(options, "gamma", "lam")
     num_rows = rewards.shape[0]
     segments = find_segments(cu_seqlens, num_rows)
     dtype = _result_dtype(rewards, values, bootstrap)
@@ -64,9 +65,9 @@ def _result_dtype(rewards: Tensor, values: Tensor, bootstrap: Tensor | None) -> 
 
 
 def _fake(
-    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, *rest: Any
+    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, options: Tensor, bootstrap: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    dtype = _result_dtype(rewards, values, rest[0])
+    dtype = _result_dtype(rewards, values, bootstrap)
     return (
         rewards.new_empty(rewards.shape, dtype=dtype),
         rewards.new_empty(rewards.shape, dtype=dtype),
@@ -75,7 +76,7 @@ def _fake(
 
 define(
     _NAME,
-    "(Tensor rewards, Tensor values, Tensor cu_seqlens, float gamma, float lam, Tensor? bootstrap)"
+    "(Tensor rewards, Tensor values, Tensor cu_seqlens, Tensor options, Tensor? bootstrap)"
     " -> (Tensor, Tensor)",
     _reference,
     _fake,
@@ -87,8 +88,8 @@ def gae(
     values: Tensor,
     cu_seqlens: Tensor,
     *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    gamma: Number = 1.0,
+    lam: Number = 0.95,
     bootstrap: Tensor | None = None,
     impl: str = "auto",
 ) -> Advantages:
@@ -105,8 +106,8 @@ def gae(
     that do not start at 0, ascend and end at N (checked in the operator: one synchronisation on
     CUDA).
     """
-    check_number("gamma", gamma, 0.0, 1.0)
-    check_number("lam", lam, 0.0, 1.0)
+    check_tensors(_NAME, rewards=rewards, values=values, bootstrap=bootstrap)
+    options = pack_options(gamma=gamma, lam=lam)
     if rewards.dim() != 1:
         raise ValueError(f"rewards must have shape (N,), got {tuple(rewards.shape)}")
     check_floating("rewards", rewards)
@@ -123,4 +124,4 @@ def gae(
         check_device("bootstrap", bootstrap, rewards, "rewards")
         bootstrap = bootstrap.detach()
     op = select(_NAME, impl, rewards.device)
-    return Advantages(*op(rewards.detach(), values.detach(), cu_seqlens, gamma, lam, bootstrap))
+    return Advantages(*op(rewards.detach(), values.detach(), cu_seqlens, options, bootstrap))

@@ -24,9 +24,8 @@ from s2srm_kernels._checks import (
     autocast_inputs,
     check_floating,
     check_head,
-    check_head_options,
-    check_number,
     check_rows,
+    check_tensors,
     check_workspace,
     compute_dtype,
 )
@@ -39,11 +38,13 @@ from s2srm_kernels._operators import (
     operator,
     refuse_second_order,
 )
+from s2srm_kernels._options import Number, may_be_nonzero, pack_options, unpack_options
 from s2srm_kernels._scaling import (
     fake_gradients,
-    gradients_to_make,
+    fits_in_forward,
     save_gradients,
     scale_gradients,
+    wanted_gradients,
 )
 from s2srm_kernels._shards import group_name
 from s2srm_kernels._skipping import SkipReport, fake_plan, statistics_and_plan
@@ -57,6 +58,7 @@ from s2srm_kernels._statistics import (
 _NAME = "linear_cross_entropy"
 _BACKWARD = "linear_cross_entropy_backward"
 _REDUCTIONS = ("mean", "sum", "none")
+_OPTIONS = ("temperature", "softcap", "label_smoothing", "z_loss", "skip_mass")
 
 
 def _body(
@@ -66,36 +68,38 @@ def _body(
     bias: Tensor | None,
     target: Tensor,
     row_weight: Tensor | None,
+    options: Tensor,
     reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    temperature: float,
+    skips: bool,
     ignore_index: int,
     group: str | None,
-    skip_mass: float,
     workspace_bytes: int | None,
     needs: Sequence[bool],
+    in_forward: bool,
 ) -> tuple[Tensor, ...]:
     """(loss, residual, live blocks, skipped mass, d_hidden, d_weight, d_bias).
 
-    Without needs only what a backward of its own needs; with needs the gradients, and no residual.
+    in_forward: the gradients are made too; without, only what a backward of its own needs.
     """
-    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    values = unpack_options(options, *_OPTIONS)
+    temperature, softcap, label_smoothing, z_loss, skip_mass = values
+    facts = {"operation": _NAME, "which inputs need gradients": list(needs)}
+    facts |= {"reduction": reduction, "label_smoothing, z_loss and skip_mass": values[2:]}
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     scale = _row_scale(head, row_weight, reduction)
 
     def upstream_of(stats: RowStatistics, rows: slice) -> Upstream:
         return _upstream(stats.lse, scale[rows], label_smoothing, z_loss)
 
-    if any(needs) and head.num_live > 0:
+    if in_forward and head.num_live > 0:
         stats, gradients = engine.statistics_with_gradients(
             head, upstream_of, needs, workspace_bytes
         )
         skipped = torch.zeros_like(stats.max_logit)
         live = head.rows.new_empty((0, 0), dtype=torch.bool)
     else:
-        stats, live, skipped = statistics_and_plan(engine, head, skip_mass)
-        gradients = no_gradients(head, needs)
+        stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None)
+        gradients = no_gradients(head, needs if in_forward else [False] * 3)
     nll = -(1 - label_smoothing) * stats.logprobs
     if label_smoothing:
         nll = nll - label_smoothing * stats.mean_logprob
@@ -114,18 +118,17 @@ def _backward_body(
     bias: Tensor | None,
     target: Tensor,
     row_weight: Tensor | None,
+    options: Tensor,
     residual: Tensor,
     live: Tensor,
     reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    temperature: float,
     ignore_index: int,
     group: str | None,
     needs: Sequence[bool],
 ) -> ThreeGradients:
-    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    temperature, softcap, label_smoothing, z_loss, _ = options.tolist()
+    facts = {"operation": _BACKWARD, "which inputs need gradients": list(needs)}
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     stats = statistics_of(residual, head)
     upstream_rows = grad_loss[head.rows] if reduction == "none" else grad_loss
     scale = _row_scale(head, row_weight, reduction) * upstream_rows.to(head.dtype)
@@ -155,14 +158,16 @@ def _fake(
     bias: Tensor | None,
     target: Tensor,
     row_weight: Tensor | None,
+    options: Tensor,
     reduction: str,
+    skips: bool,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     n, dtype = hidden.shape[0], compute_dtype(hidden)
-    *_, skip_mass, _, needs = rest
+    *_, needs, in_forward = rest
     loss = hidden.new_empty((n,) if reduction == "none" else (), dtype=dtype)
-    live = fake_plan(hidden, weight, skip_mass)
-    gradients = fake_gradients(hidden, weight, needs, dtype)
+    live = fake_plan(hidden, weight, skips)
+    gradients = fake_gradients(hidden, weight, needs if in_forward else [False] * 3, dtype)
     return (loss, fake_residual(hidden), live, hidden.new_empty(n, dtype=dtype), *gradients)
 
 
@@ -171,12 +176,11 @@ def _backward_fake(grad_loss: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors_and_options, _, _, needs = inputs
-    ctx.gradients_made = any(needs)
+    *tensors, reduction, _, ignore_index, group, _, _, ctx.gradients_made = inputs
     if ctx.gradients_made:
         save_gradients(ctx, inputs, output)
         return
-    tensors, ctx.options = tensors_and_options[:5], tensors_and_options[5:]
+    ctx.options = (reduction, ignore_index, group)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, *output[1:3])
@@ -185,33 +189,30 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_loss = grads[0]
     if grad_loss is None:
-        return (None,) * 15
+        return (None,) * 13
     if ctx.gradients_made:
         made = scale_gradients(ctx, grad_loss)
     else:
         needs = [bool(need) for need in ctx.needs_input_grad[:3]]
         gradients = operator(_BACKWARD, impl)(grad_loss, *ctx.saved_tensors, *ctx.options, needs)
         made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-    return (*made, *[None] * 12)
+    return (*made, *[None] * 10)
 
 
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? row_weight"
-_OPTIONS = (
-    "str reduction, float label_smoothing, float z_loss, float? softcap, float temperature,"
-    " int ignore_index, str? group"
-)
 
 define_vocabulary(
     _BACKWARD,
-    f"(Tensor grad_loss, {_HEAD}, Tensor residual, Tensor live, {_OPTIONS}, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad_loss, {_HEAD}, Tensor options, Tensor residual, Tensor live, str reduction,"
+    " int ignore_index, str? group, bool[] needs) -> (Tensor, Tensor, Tensor)",
     _backward_body,
     _backward_fake,
     backward=refuse_second_order(_BACKWARD),
 )
 define_vocabulary(
     _NAME,
-    f"({_HEAD}, {_OPTIONS}, float skip_mass, int? workspace_bytes, bool[] needs)"
+    f"({_HEAD}, Tensor options, str reduction, bool skips, int ignore_index, str? group,"
+    " int? workspace_bytes, bool[] needs, bool in_forward)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _body,
     _fake,
@@ -229,11 +230,11 @@ def linear_cross_entropy(
     row_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    skip_mass: float = 0.0,
+    label_smoothing: Number = 0.0,
+    z_loss: Number = 0.0,
+    softcap: Number | None = None,
+    temperature: Number = 1.0,
+    skip_mass: Number = 0.0,
     skip_report: SkipReport | None = None,
     workspace_bytes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
@@ -267,9 +268,16 @@ def linear_cross_entropy(
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
-    check_number("label_smoothing", label_smoothing, 0.0, 1.0)
-    check_number("z_loss", z_loss, 0.0)
-    check_head_options(softcap, temperature)
+    check_tensors(
+        _NAME, hidden=hidden, weight=weight, bias=bias, target=target, row_weight=row_weight
+    )
+    options = pack_options(
+        temperature=temperature,
+        softcap=softcap,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        skip_mass=skip_mass,
+    )
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
     if row_weight is not None:
@@ -277,15 +285,14 @@ def linear_cross_entropy(
         check_floating("row_weight", row_weight)
         if row_weight.requires_grad:
             raise ValueError("row_weight requires a gradient but is a constant here: detach it")
-    check_number("skip_mass", skip_mass, 0.0, 1.0)
     check_workspace(workspace_bytes)
     chosen = choose(_NAME, impl, hidden.device)
-    in_forward = reduction != "none" and skip_mass == 0 and process_group is None
-    needs = gradients_to_make(chosen, hidden, weight, bias, workspace_bytes, in_forward)
+    needs, skips = wanted_gradients(hidden, weight, bias), may_be_nonzero(skip_mass)
+    in_forward = any(needs) and reduction != "none" and not skips and process_group is None
+    in_forward = in_forward and fits_in_forward(chosen, hidden, weight, workspace_bytes)
     loss, _, _, skipped, *_ = operator(_NAME, chosen)(
-        *(hidden, weight, bias, target, row_weight, reduction, label_smoothing, z_loss),
-        *(softcap, temperature, ignore_index, group_name(process_group)),
-        *(skip_mass, workspace_bytes, needs),
+        *(hidden, weight, bias, target, row_weight, options, reduction, skips),
+        *(ignore_index, group_name(process_group), workspace_bytes, needs, in_forward),
     )
     if skip_report is not None:
         skip_report.mass = skipped

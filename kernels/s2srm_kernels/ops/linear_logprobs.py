@@ -3,7 +3,7 @@
     z = logits(hidden, weight)                      lse = log sum_v e^(z_v)
     logprobs = z_target - lse                       entropy = -sum_v p_v log p_v,  p = e^(z - lse)
 
-Backward makes the logits again, chunk by chunk, so that no (N, V) tensor is ever held; the gradient
+Backward makes the logits again, in chunks whose size the backend bounds; the gradient
 of each output is written out in `_gradients`. Source: the recomputation is that of Cut
 Cross-Entropy (arXiv 2411.09009), without its filter.
 """
@@ -20,21 +20,22 @@ from torch import Tensor
 from s2srm_kernels._checks import (
     autocast_inputs,
     check_head,
-    check_head_options,
-    check_number,
+    check_tensors,
     compute_dtype,
 )
 from s2srm_kernels._engine import Engine, ThreeGradients
 from s2srm_kernels._gradients import Upstream, recompute_gradients
 from s2srm_kernels._head import Head
 from s2srm_kernels._operators import define_vocabulary, operator, refuse_second_order, select
-from s2srm_kernels._scaling import fake_gradients
+from s2srm_kernels._options import Number, may_be_nonzero, pack_options, unpack_options
+from s2srm_kernels._scaling import fake_gradients, wanted_gradients
 from s2srm_kernels._shards import group_name
 from s2srm_kernels._skipping import SkipReport, fake_plan, statistics_and_plan
 from s2srm_kernels._statistics import fake_residual, residual_of, statistics_of
 
 _NAME = "linear_logprobs"
 _BACKWARD = "linear_logprobs_backward"
+_OPTIONS = ("temperature", "softcap", "skip_mass")
 
 
 class Logprobs(NamedTuple):
@@ -51,15 +52,18 @@ def _body(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    options: Tensor,
     with_entropy: bool,
-    skip_mass: float,
-    softcap: float | None,
-    temperature: float,
+    skips: bool,
     ignore_index: int,
     group: str | None,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
-    stats, live, skipped = statistics_and_plan(engine, head, skip_mass)
+    temperature, softcap, skip_mass = unpack_options(options, *_OPTIONS)
+    facts = {"operation": _NAME, "with_entropy": with_entropy, "skip_mass": skip_mass}
+    facts["which inputs need gradients"] = list(needs)
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
+    stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None)
     entropy = stats.entropy if with_entropy else torch.zeros_like(stats.entropy)
     return (
         head.scatter(stats.logprobs),
@@ -80,15 +84,16 @@ def _backward_body(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    options: Tensor,
     residual: Tensor,
     live: Tensor,
-    softcap: float | None,
-    temperature: float,
     ignore_index: int,
     group: str | None,
     needs: Sequence[bool],
 ) -> ThreeGradients:
-    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    temperature, softcap, *_ = options.tolist()
+    facts = {"operation": _BACKWARD, "which inputs need gradients": list(needs)}
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     upstream = Upstream(
         logprobs=grad_logprobs[head.rows].to(head.dtype),
         entropy=head.live(grad_entropy),
@@ -103,7 +108,8 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, dtype = hidden.shape[0], compute_dtype(hidden)
     logprobs, entropy, lse, skipped = (hidden.new_empty(n, dtype=dtype) for _ in range(4))
-    live = fake_plan(hidden, weight, rest[1])
+    _, _, skips, *_ = rest
+    live = fake_plan(hidden, weight, skips)
     return logprobs, entropy, lse, fake_residual(hidden), live, skipped
 
 
@@ -119,47 +125,43 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target, with_entropy, _, *options = inputs
+    *tensors, with_entropy, _, ignore_index, group, _ = inputs
     *_, residual, live, skipped = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(residual, live, skipped)
-    ctx.save_for_backward(hidden, weight, bias, target, residual, live)
+    ctx.save_for_backward(*tensors, residual, live)
     ctx.with_entropy = with_entropy
-    ctx.options = options
+    ctx.options = (ignore_index, group)
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_logprobs, grad_entropy, grad_lse, *_ = grads
     needs = [bool(need) for need in ctx.needs_input_grad[:3]]
+    saved = ctx.saved_tensors  # once: a checkpoint gives them out no second time
     if grad_logprobs is None:
-        residual = ctx.saved_tensors[4]
+        *_, residual, _ = saved
         grad_logprobs = residual.new_zeros(residual.shape[0])
     gradients = operator(_BACKWARD, impl)(
-        grad_logprobs,
-        grad_entropy if ctx.with_entropy else None,
-        grad_lse,
-        *ctx.saved_tensors,
-        *ctx.options,
-        needs,
+        *(grad_logprobs, grad_entropy if ctx.with_entropy else None, grad_lse),
+        *(*saved, *ctx.options, needs),
     )
     made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
     return (*made, *[None] * 7)
 
 
-_HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target"
-_OPTIONS = "float? softcap, float temperature, int ignore_index, str? group"
+_HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor options"
 
 define_vocabulary(
     _BACKWARD,
     f"(Tensor grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, {_HEAD}, Tensor residual,"
-    f" Tensor live, {_OPTIONS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    " Tensor live, int ignore_index, str? group, bool[] needs) -> (Tensor, Tensor, Tensor)",
     _backward_body,
     _backward_fake,
     backward=refuse_second_order(_BACKWARD),
 )
 define_vocabulary(
     _NAME,
-    f"({_HEAD}, bool with_entropy, float skip_mass, {_OPTIONS})"
+    f"({_HEAD}, bool with_entropy, bool skips, int ignore_index, str? group, bool[] needs)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _body,
     _fake,
@@ -174,11 +176,11 @@ def linear_logprobs(
     target: Tensor,
     *,
     bias: Tensor | None = None,
-    softcap: float | None = None,
-    temperature: float = 1.0,
+    softcap: Number | None = None,
+    temperature: Number = 1.0,
     ignore_index: int = -100,
     with_entropy: bool = True,
-    skip_mass: float = 0.0,
+    skip_mass: Number = 0.0,
     skip_report: SkipReport | None = None,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
@@ -194,8 +196,8 @@ def linear_logprobs(
     token. Differentiable once in hidden, weight and bias through all three results; without
     `with_entropy` the entropy is zeros and carries no gradient.
 
-    Four products, one forward and three backward. Memory: see kernels/README.md; nothing grows with
-    N * V. A row's results are the same bits in any batch.
+    Four products, one forward and three backward. Memory: see kernels/README.md. A row's results
+    are the same bits in any batch.
 
     skip_mass: backward may leave out blocks of 128 live rows and 256 columns as long as no row
     loses more than this much of its softmax mass and no target lies in them; 0 is exact. The error
@@ -211,14 +213,14 @@ def linear_logprobs(
     out of range (naming the row; on CUDA that check shares the operator's one synchronisation).
     NotImplementedError: a second derivative.
     """
-    check_head_options(softcap, temperature)
-    check_number("skip_mass", skip_mass, 0.0, 1.0)
+    check_tensors(_NAME, hidden=hidden, weight=weight, bias=bias, target=target)
+    options = pack_options(temperature=temperature, softcap=softcap, skip_mass=skip_mass)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
     op = select(_NAME, impl, hidden.device)
     logprobs, entropy, lse, _, _, skipped = op(
-        *(hidden, weight, bias, target, with_entropy, skip_mass),
-        *(softcap, temperature, ignore_index, group_name(process_group)),
+        *(hidden, weight, bias, target, options, with_entropy, may_be_nonzero(skip_mass)),
+        *(ignore_index, group_name(process_group), wanted_gradients(hidden, weight, bias)),
     )
     result = Logprobs(logprobs, entropy if with_entropy else entropy.detach(), lse)
     if skip_report is not None:

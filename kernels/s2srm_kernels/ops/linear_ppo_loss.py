@@ -7,8 +7,10 @@ With l = log p(target), r = e^(l - old), A the advantage, d = ref - l and H the 
     dloss/dl = 1/Z ( -r A [unclipped term binds] + kl_coef * (1 - e^d) )
     dloss/dH = -entropy_coef / Z
 
-so a row's coefficients are known once its statistics are: three products instead of the four of an
-autograd graph over recomputed log-probabilities (which remain where the workspace is too small).
+Where max_log_ratio = b is given, l - old and d are clamped to [-b, b] first, and where that binds
+the derivative of their term is 0: one row that is far off cannot make the step infinite, or NaN by
+0 * inf. A row's coefficients are known once its statistics are: three products instead of the four
+of an autograd graph over recomputed log-probabilities (which remain where the workspace is small).
 Source: PPO (arXiv 1707.06347, equation 7), the k3 estimator of J. Schulman
 (joschu.net/blog/kl-approx.html).
 """
@@ -26,9 +28,8 @@ from s2srm_kernels._checks import (
     autocast_inputs,
     check_floating,
     check_head,
-    check_head_options,
-    check_number,
     check_rows,
+    check_tensors,
     check_workspace,
     compute_dtype,
 )
@@ -36,16 +37,20 @@ from s2srm_kernels._engine import Engine
 from s2srm_kernels._gradients import Upstream, no_gradients
 from s2srm_kernels._head import Head
 from s2srm_kernels._operators import choose, define_vocabulary, operator
+from s2srm_kernels._options import Number, may_be_nonzero, pack_options, unpack_options
 from s2srm_kernels._scaling import (
     fake_gradients,
-    gradients_to_make,
+    fits_in_forward,
     save_gradients,
     scale_gradients,
+    wanted_gradients,
 )
 from s2srm_kernels._shards import group_name
 from s2srm_kernels._statistics import RowStatistics, fake_residual, residual_of, row_statistics
 
 _NAME = "linear_ppo_loss"
+_OPTIONS = ("temperature", "softcap", "clip_low", "clip_high", "kl_coef", "entropy_coef")
+_OPTIONS += ("max_log_ratio",)
 
 
 class PPOMetrics(NamedTuple):
@@ -54,6 +59,7 @@ class PPOMetrics(NamedTuple):
     clip_fraction: rows whose clipped term is the smaller. k1 = mean(l - q) and k3 =
     mean(e^(q - l) - 1 - (q - l)) estimate KL(policy || q), where q is the reference if
     ref_logprobs is given and the old policy if not. entropy: mean, nats. ratio_mean, ratio_max.
+    bounded_fraction: rows where max_log_ratio binds; the others are of what it leaves.
     """
 
     clip_fraction: Tensor
@@ -62,6 +68,7 @@ class PPOMetrics(NamedTuple):
     entropy: Tensor
     ratio_mean: Tensor
     ratio_max: Tensor
+    bounded_fraction: Tensor
 
 
 class PPOLoss(NamedTuple):
@@ -72,20 +79,26 @@ class PPOLoss(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """(R,) inputs of the live rows and the scalars of the loss."""
+    """(R,) inputs of the live rows and the scalars of the loss; a bound of inf is none."""
 
     old: Tensor
     advantages: Tensor
     ref: Tensor | None
     clip_low: float
     clip_high: float
+    bound: float
 
-    def surrogate(self, logprobs: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """(ratio, the clipped objective, True where the clipped term is the smaller)."""
-        ratio = (logprobs - self.old[rows]).exp()
+    def bounded(self, difference: Tensor) -> tuple[Tensor, Tensor]:
+        """(clamped to [-bound, bound], True where that binds)."""
+        return difference.clamp(-self.bound, self.bound), difference.abs() > self.bound
+
+    def surrogate(self, logprobs: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(ratio, the clipped objective, where the clipped term is the smaller, where bounded)."""
+        log_ratio, binds = self.bounded(logprobs - self.old[rows])
+        ratio = log_ratio.exp()
         unclipped = ratio * self.advantages[rows]
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * self.advantages[rows]
-        return ratio, torch.minimum(unclipped, clipped), clipped < unclipped
+        return ratio, torch.minimum(unclipped, clipped), clipped < unclipped, binds
 
 
 def _body(
@@ -98,50 +111,50 @@ def _body(
     advantages: Tensor,
     ref_logprobs: Tensor | None,
     normalizer: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    kl_coef: float,
-    entropy_coef: float,
-    softcap: float | None,
-    temperature: float,
+    options: Tensor,
+    with_entropy: bool,
     ignore_index: int,
     group: str | None,
     workspace_bytes: int | None,
     needs: Sequence[bool],
+    in_forward: bool,
 ) -> tuple[Tensor, ...]:
     """(loss, metrics, residual, (N, 2) upstream, d_hidden, d_weight, d_bias).
 
-    With needs the gradients; without, the upstream gradients of log p and entropy for a backward.
+    in_forward: the gradients are made too. upstream: of log p and entropy, for a backward without.
     """
-    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    values = unpack_options(options, *_OPTIONS)
+    temperature, softcap, clip_low, clip_high, kl_coef, entropy_coef, bound = values
+    facts = {"operation": _NAME, "which inputs need gradients": list(needs)}
+    facts |= {"its options": values[2:], "whether there are ref_logprobs": ref_logprobs is not None}
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     old, advantage, ref = (
         t[head.rows].to(head.dtype) if t is not None else None
         for t in (old_logprobs, advantages, ref_logprobs)
     )
     assert old is not None and advantage is not None
-    inputs = _Rows(old, advantage, ref, clip_low, clip_high)
+    inputs = _Rows(old, advantage, ref, clip_low, clip_high, bound)
     if normalizer is None:
-        normalizer = torch.full_like(
-            head.columns[:1].sum(), max(head.num_live, 1), dtype=head.dtype
-        )
-    scale = 1 / normalizer.to(head.dtype)
+        normalizer = torch.tensor(max(head.num_live, 1))
+    scale = 1 / normalizer.to(hidden.device, head.dtype)
 
     def upstream_of(stats: RowStatistics, rows: slice) -> Upstream:
         logprobs = stats.logprobs
-        ratio, _, clips = inputs.surrogate(logprobs, rows)
-        slope = (-ratio * inputs.advantages[rows]).masked_fill(clips, 0)
+        ratio, _, clips, binds = inputs.surrogate(logprobs, rows)
+        slope = (-ratio * inputs.advantages[rows]).masked_fill(clips | binds, 0)
         if kl_coef and inputs.ref is not None:
-            slope = slope - kl_coef * torch.expm1(inputs.ref[rows] - logprobs)
-        entropy = (-entropy_coef * scale).expand_as(slope) if entropy_coef else None
+            difference, binds = inputs.bounded(inputs.ref[rows] - logprobs)
+            slope = slope - kl_coef * torch.expm1(difference).masked_fill(binds, 0)
+        entropy = (-entropy_coef * scale).expand_as(slope) if with_entropy else None
         return Upstream(logprobs=slope * scale, entropy=entropy)
 
-    if any(needs) and head.num_live > 0:
+    if in_forward and head.num_live > 0:
         stats, gradients = engine.statistics_with_gradients(
             head, upstream_of, needs, workspace_bytes
         )
     else:
         stats, _ = row_statistics(engine, head)
-        gradients = no_gradients(head, needs)
+        gradients = no_gradients(head, needs if in_forward else [False] * 3)
     slope, entropy_slope, *_ = upstream_of(stats, slice(0, head.num_live))
     upstream = [slope, torch.zeros_like(slope) if entropy_slope is None else entropy_slope]
     loss, metrics = _loss_and_metrics(stats, inputs, kl_coef, entropy_coef)
@@ -154,12 +167,14 @@ def _body(
 def _loss_and_metrics(
     stats: RowStatistics, inputs: _Rows, kl_coef: float, entropy_coef: float
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the rows' losses, (6,) metrics."""
+    """Sum of the rows' losses, (7,) metrics."""
     logprobs = stats.logprobs
     if logprobs.numel() == 0:
-        return logprobs.sum(), logprobs.new_zeros(6)
-    ratio, objective, clips = inputs.surrogate(logprobs, slice(0, len(logprobs)))
-    difference = (inputs.old if inputs.ref is None else inputs.ref) - logprobs
+        return logprobs.sum(), logprobs.new_zeros(len(PPOMetrics._fields))
+    ratio, objective, clips, bounded = inputs.surrogate(logprobs, slice(0, len(logprobs)))
+    difference, binds = inputs.bounded(
+        (inputs.old if inputs.ref is None else inputs.ref) - logprobs
+    )
     k3 = torch.expm1(difference) - difference
     losses = -objective
     if kl_coef:
@@ -167,34 +182,34 @@ def _loss_and_metrics(
     if entropy_coef:
         losses = losses - entropy_coef * stats.entropy
     means = (clips.to(ratio.dtype), -difference, k3, stats.entropy, ratio)
-    return losses.sum(), torch.stack([*(m.mean() for m in means), ratio.max()])
+    fraction = (bounded | binds).to(ratio.dtype).mean()
+    return losses.sum(), torch.stack([*(m.mean() for m in means), ratio.max(), fraction])
 
 
 def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dtype = compute_dtype(hidden)
-    loss, metrics = hidden.new_empty((), dtype=dtype), hidden.new_empty(6, dtype=dtype)
+    *_, needs, in_forward = rest
+    loss, metrics = hidden.new_empty((), dtype=dtype), hidden.new_empty(7, dtype=dtype)
     upstream = hidden.new_empty((hidden.shape[0], 2), dtype=dtype)
-    gradients = fake_gradients(hidden, weight, rest[-1], dtype)
+    gradients = fake_gradients(hidden, weight, needs if in_forward else [False] * 3, dtype)
     return (loss, metrics, fake_residual(hidden), upstream, *gradients)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *_, entropy_coef, softcap, temperature, ignore_index, group, _, needs = inputs
-    ctx.gradients_made = any(needs)
+    *_, options, ctx.with_entropy, ignore_index, group, _, _, ctx.gradients_made = inputs
     if ctx.gradients_made:
         save_gradients(ctx, inputs, output)
         return
-    ctx.has_entropy = entropy_coef != 0
-    ctx.options = (softcap, temperature, ignore_index, group)
+    ctx.options = (ignore_index, group)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:4], *output[2:4])
+    ctx.save_for_backward(*inputs[:4], options, *output[2:4])
 
 
 def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_loss = grads[0]
     if grad_loss is None:
-        return (None,) * 18
+        return (None,) * 15
     if ctx.gradients_made:
         made = scale_gradients(ctx, grad_loss)
     else:
@@ -202,20 +217,19 @@ def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None
         slope, entropy_slope = (upstream * grad_loss).unbind(dim=1)
         needs = [bool(need) for need in ctx.needs_input_grad[:3]]
         gradients = operator("linear_logprobs_backward", impl)(
-            *(slope, entropy_slope if ctx.has_entropy else None, None, *head, residual),
+            *(slope, entropy_slope if ctx.with_entropy else None, None, *head, residual),
             *(residual.new_empty((0, 0), dtype=torch.bool), *ctx.options, needs),
         )
         made = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-    return (*made, *[None] * 15)
+    return (*made, *[None] * 12)
 
 
 define_vocabulary(
     _NAME,
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor old_logprobs,"
-    " Tensor advantages, Tensor? ref_logprobs, Tensor? normalizer, float clip_low, float clip_high,"
-    " float kl_coef, float entropy_coef, float? softcap, float temperature, int ignore_index,"
-    " str? group, int? workspace_bytes, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor advantages, Tensor? ref_logprobs, Tensor? normalizer, Tensor options,"
+    " bool with_entropy, int ignore_index, str? group, int? workspace_bytes, bool[] needs,"
+    " bool in_forward) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _body,
     _fake,
     setup_context=_setup_context,
@@ -230,15 +244,16 @@ def linear_ppo_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Number = 0.2,
+    clip_high: Number = 0.2,
     ref_logprobs: Tensor | None = None,
-    kl_coef: float = 0.0,
-    entropy_coef: float = 0.0,
-    normalizer: float | Tensor | None = None,
+    kl_coef: Number = 0.0,
+    entropy_coef: Number = 0.0,
+    max_log_ratio: Number | None = None,
+    normalizer: Number | None = None,
     bias: Tensor | None = None,
-    softcap: float | None = None,
-    temperature: float = 1.0,
+    softcap: Number | None = None,
+    temperature: Number = 1.0,
     ignore_index: int = -100,
     workspace_bytes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
@@ -258,6 +273,11 @@ def linear_ppo_loss(
     on its own. Where the clipped term is the smaller its gradient is 0; on a tie the unclipped one
     counts. Metrics: see PPOMetrics.
 
+    max_log_ratio: a bound b in (0, 80] on |logprob - old_logprobs| and |ref_logprobs - logprob|,
+    each clamped to [-b, b] before its exponential, with no gradient through that term where it
+    binds. None is the formula above as it stands: a row beyond 88 overflows float32, and an
+    advantage of 0 then makes the whole loss NaN.
+
     workspace_bytes: as in linear_cross_entropy: where a chunk of logits fits, the gradients are
     made in forward (three products), otherwise and with a process_group in backward (four).
 
@@ -267,14 +287,22 @@ def linear_ppo_loss(
     not available, or a target out of range (naming the row; on CUDA that check shares the
     operator's one synchronisation). NotImplementedError: a second derivative.
     """
-    check_number("clip_low", clip_low, 0.0)
-    check_number("clip_high", clip_high, 0.0)
-    check_number("kl_coef", kl_coef, 0.0)
-    check_number("entropy_coef", entropy_coef)
-    check_head_options(softcap, temperature)
+    check_tensors(_NAME, hidden=hidden, weight=weight, bias=bias, target=target)
+    check_tensors(
+        _NAME, old_logprobs=old_logprobs, advantages=advantages, ref_logprobs=ref_logprobs
+    )
+    options = pack_options(
+        temperature=temperature,
+        softcap=softcap,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        kl_coef=kl_coef,
+        entropy_coef=entropy_coef,
+        max_log_ratio=max_log_ratio,
+    )
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
-    if kl_coef > 0 and ref_logprobs is None:
+    if ref_logprobs is None and may_be_nonzero(kl_coef):
         raise ValueError(f"ref_logprobs must be given when kl_coef is not 0, got {kl_coef}")
     constants = (
         ("old_logprobs", old_logprobs),
@@ -287,25 +315,24 @@ def linear_ppo_loss(
             check_floating(name, tensor)
     check_workspace(workspace_bytes)
     chosen = choose(_NAME, impl, hidden.device)
+    needs = wanted_gradients(hidden, weight, bias)
+    in_forward = any(needs) and process_group is None
+    in_forward = in_forward and fits_in_forward(chosen, hidden, weight, workspace_bytes)
     loss, metrics, *_ = operator(_NAME, chosen)(
         *(hidden, weight, bias, target, old_logprobs.detach(), advantages.detach()),
         None if ref_logprobs is None else ref_logprobs.detach(),
-        _normalizer_tensor(normalizer, hidden),
-        *(clip_low, clip_high, kl_coef, entropy_coef, softcap, temperature, ignore_index),
-        group_name(process_group),
-        workspace_bytes,
-        gradients_to_make(chosen, hidden, weight, bias, workspace_bytes, process_group is None),
+        *(_normalizer_tensor(normalizer), options, may_be_nonzero(entropy_coef), ignore_index),
+        *(group_name(process_group), workspace_bytes, needs, in_forward),
     )
     return PPOLoss(loss, PPOMetrics(*metrics.detach().unbind()))
 
 
-def _normalizer_tensor(normalizer: float | Tensor | None, hidden: Tensor) -> Tensor | None:
-    """A tensor's value is not looked at: that would synchronise."""
+def _normalizer_tensor(normalizer: Number | None) -> Tensor | None:
+    """0-d; of a number on the CPU. A tensor's value is not looked at: that would synchronise."""
     if normalizer is None:
         return None
     if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(f"normalizer must be 0-d, got shape {tuple(normalizer.shape)}")
-        return normalizer.detach().to(hidden.device)
-    check_number("normalizer", normalizer, 0.0, above=True)
-    return torch.full((), normalizer, dtype=compute_dtype(hidden), device=hidden.device)
+        return normalizer.detach()
+    return pack_options(normalizer=normalizer).squeeze(0)

@@ -1,5 +1,7 @@
 """Everything that token rewards need from the logits, in one pass over the vocabulary.
 
+(The reference makes a second pass, for the targets' logits, which the rank is counted against.)
+
     logprobs, entropy, lse    as in linear_logprobs
     argmax, max_logit         the most likely token (of equal logits the lowest id) and its logit
     target_logit, rank        the target's logit and the number of logits strictly greater
@@ -19,16 +21,18 @@ from torch import Tensor
 from s2srm_kernels._checks import (
     autocast_inputs,
     check_head,
-    check_head_options,
+    check_tensors,
     compute_dtype,
 )
 from s2srm_kernels._engine import Engine
 from s2srm_kernels._head import Head
 from s2srm_kernels._operators import define_vocabulary, select
+from s2srm_kernels._options import Number, pack_options, unpack_options
 from s2srm_kernels._shards import group_name
 from s2srm_kernels._statistics import row_statistics
 
 _NAME = "linear_token_stats"
+_OPTIONS = ("temperature", "softcap")
 
 
 class TokenStats(NamedTuple):
@@ -53,12 +57,13 @@ def _body(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    softcap: float | None,
-    temperature: float,
+    options: Tensor,
     ignore_index: int,
     group: str | None,
 ) -> tuple[Tensor, ...]:
-    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group)
+    temperature, softcap = unpack_options(options, *_OPTIONS)
+    facts = {"operation": _NAME}
+    head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     stats, _ = row_statistics(engine, head, rank=True)
     fields = (
         *(stats.logprobs, stats.entropy, stats.lse, stats.argmax),
@@ -75,8 +80,8 @@ def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 define_vocabulary(
     _NAME,
-    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float? softcap, float temperature,"
-    " int ignore_index, str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor options, int ignore_index,"
+    " str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _body,
     _fake,
 )
@@ -88,8 +93,8 @@ def linear_token_stats(
     target: Tensor,
     *,
     bias: Tensor | None = None,
-    softcap: float | None = None,
-    temperature: float = 1.0,
+    softcap: Number | None = None,
+    temperature: Number = 1.0,
     ignore_index: int = -100,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
@@ -104,8 +109,8 @@ def linear_token_stats(
     hidden row is never read. Ties of the argmax go to the lowest id, and rank 0 means that no logit
     is greater than the target's. Nothing is differentiable: the inputs are detached.
 
-    One product. Memory: see kernels/README.md; nothing grows with N * V. A row's results are the
-    same bits in any batch.
+    One product (the reference: two). Memory: see kernels/README.md. A row's results are the same
+    bits in any batch.
 
     process_group: as in linear_logprobs, and an all-reduce of the targets' logits before the
     product, since no rank can count before it knows them. argmax and rank are exact up to 2**24.
@@ -113,14 +118,14 @@ def linear_token_stats(
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
     out of range (naming the row; on CUDA that check shares the operator's one synchronisation).
     """
-    check_head_options(softcap, temperature)
+    check_tensors(_NAME, hidden=hidden, weight=weight, bias=bias, target=target)
+    options = pack_options(temperature=temperature, softcap=softcap)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
     op = select(_NAME, impl, hidden.device)
-    bias = None if bias is None else bias.detach()
     return TokenStats(
         *op(
-            *(hidden.detach(), weight.detach(), bias, target, softcap, temperature, ignore_index),
-            group_name(process_group),
+            *(hidden.detach(), weight.detach(), None if bias is None else bias.detach()),
+            *(target, options, ignore_index, group_name(process_group)),
         )
     )

@@ -18,14 +18,16 @@ from torch import Tensor
 from s2srm_kernels._checks import (
     check_floating,
     check_integer,
-    check_number,
     check_rows,
+    check_tensors,
     compute_dtype,
 )
 from s2srm_kernels._operators import define, select
+from s2srm_kernels._options import Number, pack_options, unpack_options
 from s2srm_kernels._segments import check_cu_seqlens_shape, find_segments
 
 _NAME = "token_rewards"
+_OPTIONS = ("max_margin", "positive", "negative", "match")
 _DIVERGENCES = ("argmax", "rank", "margin")
 
 
@@ -40,13 +42,11 @@ def _reference(
     response: Tensor,
     signal: Tensor,
     cu_seqlens: Tensor,
+    options: Tensor,
     divergence: str,
     top_k: int,
-    max_margin: float,
-    positive: float,
-    negative: float,
-    match: float,
 ) -> tuple[Tensor, Tensor]:
+    max_margin, positive, negative, match = unpack_options(options, *_OPTIONS)
     start, end, sequence, position, _ = find_segments(cu_seqlens, response.shape[0])
     agree = _agree(response, signal, divergence, top_k, max_margin)
     first = end.scatter_reduce(
@@ -72,8 +72,8 @@ def _fake(response: Tensor, signal: Tensor, cu_seqlens: Tensor, *_: Any) -> tupl
 
 define(
     _NAME,
-    "(Tensor response, Tensor signal, Tensor cu_seqlens, str divergence, int top_k,"
-    " float max_margin, float positive, float negative, float match) -> (Tensor, Tensor)",
+    "(Tensor response, Tensor signal, Tensor cu_seqlens, Tensor options, str divergence,"
+    " int top_k) -> (Tensor, Tensor)",
     _reference,
     _fake,
 )
@@ -86,10 +86,10 @@ def token_rewards(
     *,
     divergence: str = "argmax",
     top_k: int = 1,
-    max_margin: float = 0.0,
-    positive: float = 1.0,
-    negative: float = 1.0,
-    match: float = 0.0,
+    max_margin: Number = 0.0,
+    positive: Number = 1.0,
+    negative: Number = 1.0,
+    match: Number = 0.0,
     impl: str = "auto",
 ) -> TokenRewards:
     """Rewards of packed responses and where each first diverges from the reward model.
@@ -112,10 +112,8 @@ def token_rewards(
         raise ValueError(f"divergence must be one of {_DIVERGENCES}, got {divergence!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    check_number("max_margin", max_margin, 0.0)
-    check_number("positive", positive, 0.0)
-    check_number("negative", negative, 0.0)
-    check_number("match", match)
+    check_tensors(_NAME, response=response, signal=signal)
+    options = pack_options(max_margin=max_margin, positive=positive, negative=negative, match=match)
     if response.dim() != 1:
         raise ValueError(f"response must have shape (N,), got {tuple(response.shape)}")
     check_integer("response", response)
@@ -126,9 +124,4 @@ def token_rewards(
         check_integer("signal", signal)
     check_cu_seqlens_shape(cu_seqlens, response, "response")
     op = select(_NAME, impl, response.device)
-    return TokenRewards(
-        *op(
-            *(response, signal.detach(), cu_seqlens, divergence, top_k, max_margin),
-            *(positive, negative, match),
-        )
-    )
+    return TokenRewards(*op(response, signal.detach(), cu_seqlens, options, divergence, top_k))

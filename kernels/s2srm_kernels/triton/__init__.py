@@ -2,7 +2,8 @@
 
 _tiles: a tile of logits and the monoid of statistics. _statistics, _gradients, _products: kernels.
 _configs: their shapes. _problem, _launch: from a head to a grid. _engine: the two orders of a
-backward. _variants: everything that can be launched, for a compiler to check without a GPU.
+backward. _variants: everything that can be launched, which compile_checks
+compiles without a GPU.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, the kernels run on CPU tensors
 in Triton's interpreter: for tests, in float16, float32 and float64.

@@ -1,4 +1,4 @@
-"""Tile shapes and launch options, chosen by (kernel, architecture, dtype, D, V): never by N.
+"""Tile shapes and launch options, chosen by (kernel, architecture, dtype, V): never by N.
 
 What is here fixes the order of summation of every logit, so a row has the same bits in any batch.
 Nothing is tuned at run time. The shapes follow the sizes of the chips' matrix instructions, shared

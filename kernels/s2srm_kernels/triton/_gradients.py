@@ -28,7 +28,7 @@ from s2srm_kernels.triton._tiles import (
     split_tile,
 )
 
-# Rows of the (7, R) coefficients.
+# Rows of the (6, R) coefficients.
 MAXIMUM = tl.constexpr(0)
 LOG_SUM = tl.constexpr(1)
 LINEAR = tl.constexpr(2)

@@ -29,6 +29,11 @@ def test_k3_is_never_negative_and_zero_where_the_policies_agree():
     assert k3(logprobs, logprobs).abs().max() == 0
 
 
+def test_k3_of_a_token_that_the_policy_left_is_finite():
+    found = k3(torch.tensor([-100.0, -1.0]), torch.tensor([-1.0, -100.0]))
+    assert found.isfinite().all() and found[0] > 1e42
+
+
 def test_fixed_controller_stays():
     controller = KLController(KLConfig(coef=0.3))
     controller.update(1e6, 1000)

@@ -50,6 +50,7 @@ ALWAYS = {
     "kl/k3",
     "kl/per_response",
     "kl/coef",
+    "ppo/bounded_fraction",
     "ppo/clip_fraction",
     "ppo/entropy",
     "ppo/ratio_max",
