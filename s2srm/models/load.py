@@ -100,7 +100,7 @@ def _largest_used(tokenizer: PreTrainedTokenizerBase) -> int:
     special token here, so such a one does no harm.
     """
     template = str(tokenizer.chat_template or "")
-    used = {tokenizer.bos_token, tokenizer.eos_token}
+    used = (tokenizer.bos_token, tokenizer.eos_token)
     special = {
         i
         for i, token in tokenizer.added_tokens_decoder.items()

@@ -47,7 +47,7 @@ def softcaps_attention(config: PretrainedConfig) -> bool:
 @contextmanager
 def with_own_attention(lm: PreTrainedModel) -> Iterator[None]:
     """Inside, the model runs as Hugging Face's own, for unpacked sequences."""
-    before = lm.config._attn_implementation
+    before = str(lm.config._attn_implementation)
     if not takes_packed(lm):
         yield
         return
