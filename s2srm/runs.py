@@ -1,6 +1,7 @@
 """A run's folder: made before anything heavy, with the config and the versions that produced it.
 
-Left out: resuming. A folder that holds a run is refused, or replaced when that was asked for.
+A folder that holds a run is refused, replaced when that was asked for, or gone on with, which
+`s2srm.checkpoint` decides.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import Any, Protocol
 import yaml
 
 from s2srm import distributed
+from s2srm.checkpoint.files import write_atomically
 from s2srm.errors import UserError
 
 MARKER = "versions.json"
 """A folder with this file in it belongs to s2srm."""
-_STARTED = {MARKER, "config.yaml"}
+CONFIG = "config.yaml"
+FINISHED = "finished.json"
+"""Written when everything else is: the run is complete."""
+_STARTED = {MARKER, CONFIG}
 """A folder with no more than these is a run that stopped before its first step."""
 
 _PACKAGES = (
@@ -81,29 +86,40 @@ def config_to_dict(cfg: Any) -> Any:
     return str(cfg) if isinstance(cfg, Path) else cfg
 
 
-def prepare_output(cfg: HasOutput) -> Path:
+def prepare_output(cfg: HasOutput, *, going_on: bool = False) -> Path:
     """Make the run's folder on rank 0 and write config.yaml and versions.json into it.
+
+    going_on: the folder holds this very run, which is resumed.
 
     Raises UserError on every rank of a started process group (before one exists: on rank 0, whose
     exit ends the others) if `output` is not given, is a file, holds a run and `overwrite` is off,
     holds something that is not a run, or holds an input of this very run.
     """
     output = Path(cfg.output)
-    problem = _prepare(output, cfg) if distributed.is_main() else None
+    problem = _prepare(output, cfg, going_on) if distributed.is_main() else None
     problem = distributed.gather_objects(problem)[0]
     if problem is not None:
         raise UserError(problem)
     return output
 
 
-def _prepare(output: Path, cfg: HasOutput) -> str | None:
+def finish_run(output: Path, cfg: Any, metrics: dict[str, float]) -> RunResult:
+    """Mark the run as complete, on rank 0, once everything else is written."""
+    if distributed.is_main():
+        found = {"stage": type(cfg).__name__, "metrics": metrics, "config": config_to_dict(cfg)}
+        write_atomically(output / FINISHED, json.dumps(found, indent=1) + "\n")
+    return RunResult(output, metrics)
+
+
+def _prepare(output: Path, cfg: HasOutput, going_on: bool) -> str | None:
     """Do it, or say in one line why not."""
     if not cfg.output:
         return "output is missing: the folder for the trained model and its metrics"
     if output.exists() and not output.is_dir():
         return f"output: {output} is a file, not a folder"
     names = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
-    if names - _STARTED:
+    names -= {f".{name}.tmp" for name in _STARTED}
+    if names - _STARTED and not going_on:
         if MARKER not in names:
             return f"output: {output} is not empty and holds no s2srm run; give another folder"
         if not cfg.overwrite:
@@ -113,8 +129,8 @@ def _prepare(output: Path, cfg: HasOutput) -> str | None:
                 return f"output: replacing {output} would delete {where}: {path}"
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).write_text(json.dumps(versions(), indent=2) + "\n")
-    (output / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
+    write_atomically(output / MARKER, json.dumps(versions(), indent=2) + "\n")
+    write_atomically(output / CONFIG, yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
     return None
 
 

@@ -4,16 +4,16 @@ A stage is a `Task`: what a row becomes, its loss, its metrics. Everything that 
 averaged over all ranks and all micro-batches of a step, so that the number of ranks and the token
 budget change nothing but speed.
 
-Left out: resuming, early stopping and choosing a best checkpoint.
+Left out: early stopping and choosing a best checkpoint.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from s2srm import distributed
+from s2srm.checkpoint.saver import Checkpoints
+from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import DataConfig, SupervisedConfig
 from s2srm.data.order import global_batches, num_steps, shard
 from s2srm.data.schema import LoadReport
@@ -30,7 +32,7 @@ from s2srm.engine.build import engine_kind
 from s2srm.metrics import RunLogger
 from s2srm.models.load import load_config, load_tokenizer
 from s2srm.packing import Packed, Segment, pack, split_by_budget
-from s2srm.runs import RunResult, prepare_output
+from s2srm.runs import RunResult, finish_run
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Microbatch:
 class Prepared(Generic[Row]):
     """What is known before any weight is loaded."""
 
-    output: Path
+    start: Start
     tokenizer: PreTrainedTokenizerBase
     template: Template
     train: list[Row]
@@ -122,13 +124,13 @@ def prepare(
     config = load_config(cfg.model)
     tokenizer = load_tokenizer(cfg.model)
     template = Template.build(tokenizer, cfg.template)
-    output = prepare_output(cfg)
+    start = start_run(cfg)
     longest = getattr(config, "max_position_embeddings", None)
     train = load_rows(cfg.data, tokenizer, template, longest)
     dev: list[Row] = []
     if cfg.eval_data is not None:
         dev = load_rows(cfg.eval_data, tokenizer, template, longest)
-    return Prepared(output, tokenizer, template, train, dev)
+    return Prepared(start, tokenizer, template, train, dev)
 
 
 def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) -> None:
@@ -143,15 +145,20 @@ def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) 
 
 def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunResult:
     """Train, evaluate, save; returns the run's folder and its last metrics."""
+    if data.start.finished is not None:
+        return data.start.finished
+    output = data.start.output
     rank, world = distributed.rank(), distributed.world_size()
     total = num_steps(len(data.train), cfg.batch_size, cfg.epochs, cfg.max_steps)
     batches = global_batches(len(data.train), cfg.batch_size, cfg.seed, cfg.epochs, cfg.max_steps)
     torch.manual_seed(cfg.seed)
     engine = build_engine(task.model, cfg.engine, cfg.optim, total)
-    with RunLogger(data.output, cfg.log, total, task.title) as log:
-        if data.dev:
+    with RunLogger(output, cfg.log, total, task.title) as log:
+        saved = Checkpoints(cfg, output, {"model": engine}, {"log": log}, total, data.train)
+        done = saved.resume(data.start)
+        if data.dev and done == 0:
             log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens))
-        for step, indices in enumerate(batches, start=1):
+        for step, indices in itertools.islice(enumerate(batches, start=1), done, None):
             mine = [data.train[i] for i in shard(indices, rank, world)]
             row = train_step(engine, task, mine, cfg.microbatch_tokens)
             tokens = int(row.pop("tokens"))
@@ -160,8 +167,9 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
                 row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens)
             log.row(step, row)
             log.advance(tokens=tokens, loss=row["loss"])
-        engine.save(data.output, data.tokenizer, data.template)
-        return RunResult(data.output, dict(log.last))
+            saved.after_step(step)
+        engine.save(output, data.tokenizer, data.template)
+        return finish_run(output, cfg, dict(log.last))
 
 
 def train_step(

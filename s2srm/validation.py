@@ -35,6 +35,7 @@ def validate(cfg: StageConfig) -> None:
         raise UserError("output is missing: the folder for the trained model and its metrics")
     _log(cfg.log)
     at_least("seed", cfg.seed, 0)
+    _checkpoints(cfg)
     if isinstance(cfg, SupervisedConfig):
         _supervised(cfg)
     if isinstance(cfg, RMConfig):
@@ -43,6 +44,23 @@ def validate(cfg: StageConfig) -> None:
         at_least("centre_coef", cfg.centre_coef, 0)
     if isinstance(cfg, PPOConfig):
         _ppo(cfg)
+
+
+def _checkpoints(cfg: StageConfig) -> None:
+    at_least("save_every", cfg.save_every, 0)
+    at_least("keep_checkpoints", cfg.keep_checkpoints, 1)
+    if cfg.resume == "never":
+        return
+    if cfg.overwrite:
+        raise UserError(
+            f"resume is {cfg.resume} and overwrite is true: one goes on, the other starts anew; "
+            "give one of them"
+        )
+    if cfg.resume != "auto" and not Path(cfg.resume).expanduser().is_dir():
+        raise UserError(
+            f"resume must be never, auto or the folder of a run or checkpoint, got {cfg.resume!r}, "
+            "which is no folder"
+        )
 
 
 def at_least(key: str, value: float, low: float) -> None:

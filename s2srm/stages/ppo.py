@@ -2,7 +2,7 @@
 
 A phase: sample responses, score them, subtract the KL to the reference, estimate advantages, and
 take ppo_epochs passes of minibatch steps with policy and critic. Left out: pretraining mix-in,
-value-function sharing, early stopping inside a phase, resuming.
+value-function sharing, early stopping inside a phase.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 
 from s2srm import distributed
+from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
 from s2srm.metrics import RunLogger
 from s2srm.ppo.experience import Experience, collect_experience
@@ -17,8 +18,8 @@ from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
 from s2srm.ppo.plan import Minibatch, Rollouts, permutation, plan_epoch
 from s2srm.ppo.update import update
-from s2srm.rewards.calibration import unit_std_scale
-from s2srm.runs import RunResult
+from s2srm.rewards.calibration import RewardScale, unit_std_scale
+from s2srm.runs import RunResult, finish_run
 from s2srm.stages.ppo_sampler import Sampler
 from s2srm.stages.ppo_samples import sample_rows
 from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
@@ -27,14 +28,22 @@ from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
 def run(cfg: PPOConfig) -> RunResult:
     """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
     inputs = prepare(cfg)
+    if inputs.start.finished is not None:
+        return inputs.start.finished
+    output, total = inputs.start.output, cfg.total_steps
     models = load_models(cfg, inputs)
     sampler = Sampler(models.policy, inputs.prompts, inputs.template.eos_id, cfg)
-    controller = KLController(cfg.kl)
-    with RunLogger(inputs.output, cfg.log, cfg.total_steps, f"PPO ({cfg.reward.kind})") as logger:
-        scale = calibrate(models, sampler, cfg)
-        for phase in range(cfg.total_steps):
+    controller, scale = KLController(cfg.kl), RewardScale(models.reward)
+    with RunLogger(output, cfg.log, total, f"PPO ({cfg.reward.kind})") as logger:
+        trained = {"policy": models.policy, "critic": models.critic}
+        parts = {"kl": controller, "reward_scale": scale, "log": logger}
+        saved = Checkpoints(cfg, output, trained, parts, total, inputs.prompts)
+        done = saved.resume(inputs.start)
+        if done == 0:
+            scale.set(calibrate(models, sampler, cfg))
+        for phase in range(done, total):
             metrics = run_phase(phase, models, sampler, controller, inputs, cfg, logger)
-            metrics["reward/scale"] = scale
+            metrics["reward/scale"] = scale.value
             logger.row(phase + 1, metrics)
             logger.advance(
                 tokens=int(metrics["response/tokens"]),
@@ -42,10 +51,11 @@ def run(cfg: PPOConfig) -> RunResult:
                 kl=metrics["kl/per_response"],
                 length=metrics["response/length_mean"],
             )
-    models.policy.save(inputs.output, inputs.tokenizer, inputs.template)
-    models.critic.save(inputs.output / "critic", inputs.tokenizer, inputs.template)
+            saved.after_step(phase + 1)
+    models.policy.save(output, inputs.tokenizer, inputs.template)
+    models.critic.save(output / "critic", inputs.tokenizer, inputs.template)
     distributed.barrier()
-    return RunResult(inputs.output, logger.last)
+    return finish_run(output, cfg, logger.last)
 
 
 def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
