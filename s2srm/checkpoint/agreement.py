@@ -27,7 +27,7 @@ def check_agreement(
     Raises UserError that names the first key that must not differ.
     """
     rounding: list[str] = []
-    before, after = dict(_flat(default)) | dict(_flat(saved)), dict(_flat(now))
+    before, after = dict(_flat(_completed(saved, default))), dict(_flat(now))
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
         names = key.split(".")
@@ -63,6 +63,17 @@ def _same_path(old: Any, new: Any) -> bool:
     if not (isinstance(old, str) and isinstance(new, str) and old and new):
         return False
     return Path(new).exists() and Path(old).resolve() == Path(new).resolve()
+
+
+def _completed(saved: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The saved config, with the defaults of settings that came later."""
+    found = dict(saved)
+    for key, value in default.items():
+        if key not in found:
+            found[key] = value
+        elif isinstance(value, dict) and isinstance(found[key], dict):
+            found[key] = _completed(found[key], value)
+    return found
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
