@@ -111,6 +111,16 @@ def finish_run(output: Path, cfg: Any, metrics: dict[str, float]) -> RunResult:
     return RunResult(output, metrics)
 
 
+def clear_run(output: Path) -> None:
+    """Remove everything in a run's folder, and last what says that it is a run."""
+    own = [output / CONFIG, output / MARKER]
+    for path in [*(path for path in output.iterdir() if path not in own), *own]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _prepare(output: Path, cfg: HasOutput, going_on: bool) -> str | None:
     """Do it, or say in one line why not."""
     if not cfg.output:
@@ -123,11 +133,14 @@ def _prepare(output: Path, cfg: HasOutput, going_on: bool) -> str | None:
         if MARKER not in names:
             return f"output: {output} is not empty and holds no s2srm run; give another folder"
         if not cfg.overwrite:
-            return f"output: {output} already holds a run; give another folder or --overwrite true"
+            return (
+                f"output: {output} already holds a run; give another folder or --overwrite true"
+                + (", or --resume auto to go on with it" if hasattr(cfg, "resume") else "")
+            )
         for where, path in _paths(config_to_dict(cfg)):
             if where != "output" and path.resolve().is_relative_to(output.resolve()):
                 return f"output: replacing {output} would delete {where}: {path}"
-        shutil.rmtree(output)
+        clear_run(output)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / MARKER, json.dumps(versions(), indent=2) + "\n")
     write_atomically(output / CONFIG, yaml.safe_dump(config_to_dict(cfg), sort_keys=False))

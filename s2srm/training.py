@@ -153,8 +153,10 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
     batches = global_batches(len(data.train), cfg.batch_size, cfg.seed, cfg.epochs, cfg.max_steps)
     torch.manual_seed(cfg.seed)
     engine = build_engine(task.model, cfg.engine, cfg.optim, total)
-    with RunLogger(output, cfg.log, total, task.title) as log:
-        saved = Checkpoints(cfg, output, {"model": engine}, {"log": log}, total, data.train)
+    with (
+        RunLogger(output, cfg.log, total, task.title) as log,
+        Checkpoints(cfg, output, {"model": engine}, {"log": log}, total, data.train) as saved,
+    ):
         done = saved.resume(data.start)
         if data.dev and done == 0:
             log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens))

@@ -12,7 +12,6 @@ between two steps), and saving while the training goes on.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,9 @@ import torch
 from s2srm import distributed
 from s2srm.checkpoint import files
 from s2srm.checkpoint.rng import rng_state, set_rng_state
+from s2srm.checkpoint.sources import sum_of_rows, sums_of_models
 from s2srm.checkpoint.start import Start
+from s2srm.checkpoint.stop import Stopped, StopRequest
 from s2srm.checkpoint.tensors import Entry, TensorFiles, write_tensors
 from s2srm.config import StageConfig
 from s2srm.engine import Engine
@@ -68,7 +69,15 @@ class Checkpoints:
         self.cfg, self.output, self.total = cfg, output, total
         self.engines, self.parts = dict(engines), dict(parts)
         self._rows = rows
-        self._data: str | None = None
+        self._sources: dict[str, Any] | None = None
+        self._stop = StopRequest(enabled=cfg.save_every > 0 or cfg.resume != "never")
+
+    def __enter__(self) -> Checkpoints:
+        self._stop.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.__exit__()
 
     def resume(self, start: Start) -> int:
         """Restore the checkpoint that the run starts from; returns the steps it had done."""
@@ -80,7 +89,7 @@ class Checkpoints:
                 f"resume: {start.checkpoint} has done {state['step']} steps, the run is to have "
                 f"{self.total}"
             )
-        if state["data"] != self._fingerprint():
+        if state["data"] != self._sources_now()["data"]:
             raise UserError(
                 f"resume: {start.checkpoint} was trained on other rows: data.path must hold the "
                 "same rows, written down with the same tokenizer and template"
@@ -97,10 +106,18 @@ class Checkpoints:
         return int(state["step"])
 
     def after_step(self, step: int) -> None:
-        """Save where a checkpoint is due: every save_every steps, and after the last one."""
+        """Save where a checkpoint is due: every save_every steps, and after the last one.
+
+        Where SIGTERM has come, save and raise Stopped. All ranks call it.
+        """
         every = self.cfg.save_every
-        if every > 0 and (step % every == 0 or step == self.total):
+        stop = self._stop.seen() and step < self.total
+        if stop or (every > 0 and (step % every == 0 or step == self.total)):
             self.save(step)
+        if stop:
+            if distributed.is_main():
+                logger.warning("SIGTERM: stopped after step %d; --resume auto goes on", step)
+            raise Stopped
 
     def save(self, step: int) -> None:
         """Write the checkpoint after `step` steps. All ranks call it.
@@ -161,7 +178,7 @@ class Checkpoints:
                 for name, engine in self.engines.items()
             },
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "data": self._fingerprint(),
+            **self._sources_now(),
             "config": config_to_dict(self.cfg),
             "versions": versions(),
             "rng": rng,
@@ -187,14 +204,12 @@ class Checkpoints:
             )
         return [r for r, _ in found]
 
-    def _fingerprint(self) -> str:
-        """Of the training rows; made once, and only where a checkpoint is written or read."""
-        if self._data is None:
-            total = hashlib.sha256()
-            for row in self._rows:
-                total.update(repr(row).encode())
-            self._data = total.hexdigest()
-        return self._data
+    def _sources_now(self) -> dict[str, Any]:
+        """Sums of rows and models; made once, and only where a checkpoint is written or read."""
+        if self._sources is None:
+            models = sums_of_models(config_to_dict(self.cfg))
+            self._sources = {"data": sum_of_rows(self._rows), "models": models}
+        return self._sources
 
     def _warn_of_versions(self, saved: dict[str, Any]) -> None:
         now = versions()

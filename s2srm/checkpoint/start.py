@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,19 @@ import yaml
 from s2srm import distributed
 from s2srm.checkpoint import files
 from s2srm.checkpoint.agreement import check_agreement
+from s2srm.checkpoint.sources import sums_of_models
 from s2srm.config import StageConfig
 from s2srm.errors import UserError
 from s2srm.metrics import HISTORY
-from s2srm.runs import CONFIG, FINISHED, MARKER, RunResult, config_to_dict, prepare_output
+from s2srm.runs import (
+    CONFIG,
+    FINISHED,
+    MARKER,
+    RunResult,
+    clear_run,
+    config_to_dict,
+    prepare_output,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +60,7 @@ def start_run(cfg: StageConfig) -> Start:
     if cfg.resume == "never":
         return Start(prepare_output(cfg))
     output = Path(cfg.output)
-    if cfg.resume == "auto":
-        run, candidates = output, _on_main(lambda: files.list_checkpoints(output))
-    else:
-        run, candidates = _on_main(lambda: _named(Path(cfg.resume)))
+    run, candidates = _on_main(lambda: _candidates(cfg))
     in_place = run.resolve() == output.resolve()
     result = _on_main(lambda: _finished(output, cfg)) if in_place else None
     if result is not None:
@@ -63,7 +68,7 @@ def start_run(cfg: StageConfig) -> Start:
         return Start(output, finished=result)
     chosen, damaged = _first_good(candidates)
     if chosen is None:
-        _refuse_damaged(run, damaged)
+        _on_main(lambda: _refuse_damaged(run, damaged))
         _on_main(lambda: _clear_unfinished(output, cfg))
         return Start(prepare_output(cfg))
     state = json.loads((chosen / files.STATE).read_text(encoding="utf-8"))
@@ -93,9 +98,12 @@ def _on_main(fn: Callable[[], Any]) -> Any:
     return value
 
 
-def _named(folder: Path) -> tuple[Path, list[Path]]:
-    """(run, checkpoints to try) of `--resume FOLDER`: a run's folder, or one checkpoint."""
-    if files.step_of(folder) is not None and (folder / files.MANIFEST).is_file():
+def _candidates(cfg: StageConfig) -> tuple[Path, list[Path]]:
+    """(run to go on with, its checkpoints to try, best first); a named one is the only one."""
+    if cfg.resume == "auto":
+        return Path(cfg.output), files.list_checkpoints(Path(cfg.output))
+    folder = Path(cfg.resume).expanduser()
+    if files.step_of(folder) is not None and not files.checkpoints_of(folder).is_dir():
         return folder.resolve().parent.parent, [folder]
     found = files.list_checkpoints(folder)
     if not found:
@@ -137,11 +145,11 @@ def _first_good(candidates: list[Path]) -> tuple[Path | None, list[Path]]:
 
 
 def _refuse_damaged(run: Path, damaged: list[Path]) -> None:
-    bad = damaged or _on_main(lambda: files.list_damaged(run))
+    bad = damaged or files.list_damaged(run)
     if bad:
         raise UserError(
-            f"resume: {bad[0]} is damaged and there is no other checkpoint in {run}; to start from "
-            "the beginning give another output, or --resume never --overwrite true"
+            f"resume: {bad[0]} is damaged and no other checkpoint is left to take; give one of "
+            "another run, or --resume never --overwrite true to start from the beginning"
         )
 
 
@@ -152,6 +160,13 @@ def _check(state: dict[str, Any], cfg: StageConfig, checkpoint: Path) -> None:
     _check_stage(state["stage"], cfg, checkpoint)
     default = config_to_dict(type(cfg)())
     changes = check_agreement(state["config"], config_to_dict(cfg), default, checkpoint)
+    sums = sums_of_models(config_to_dict(cfg))
+    for key, found in state["models"].items():
+        if sums.get(key) != found:
+            raise UserError(
+                f"resume: {key}: the weights there are not those that the run of {checkpoint} "
+                "started from"
+            )
     if state["world_size"] != distributed.world_size():
         changes.append(f"ranks {state['world_size']} -> {distributed.world_size()}")
     if distributed.is_main():
@@ -186,7 +201,7 @@ def _clear_unfinished(output: Path, cfg: StageConfig) -> None:
         check_agreement(saved, config_to_dict(cfg), config_to_dict(type(cfg)()), output)
     if names & set(HISTORY):
         logger.info("%s holds a run without a checkpoint: it starts again", output)
-    shutil.rmtree(output)
+    clear_run(output)
 
 
 def _is_leftover(name: str) -> bool:

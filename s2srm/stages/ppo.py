@@ -34,10 +34,17 @@ def run(cfg: PPOConfig) -> RunResult:
     models = load_models(cfg, inputs)
     sampler = Sampler(models.policy, inputs.prompts, inputs.template.eos_id, cfg)
     controller, scale = KLController(cfg.kl), RewardScale(models.reward)
-    with RunLogger(output, cfg.log, total, f"PPO ({cfg.reward.kind})") as logger:
-        trained = {"policy": models.policy, "critic": models.critic}
-        parts = {"kl": controller, "reward_scale": scale, "log": logger}
-        saved = Checkpoints(cfg, output, trained, parts, total, inputs.prompts)
+    with (
+        RunLogger(output, cfg.log, total, f"PPO ({cfg.reward.kind})") as logger,
+        Checkpoints(
+            cfg,
+            output,
+            {"policy": models.policy, "critic": models.critic},
+            {"kl": controller, "reward_scale": scale, "log": logger},
+            total,
+            inputs.prompts,
+        ) as saved,
+    ):
         done = saved.resume(inputs.start)
         if done == 0:
             scale.set(calibrate(models, sampler, cfg))
