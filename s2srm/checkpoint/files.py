@@ -107,16 +107,17 @@ def write_json(path: Path, value: Any) -> FileSum:
 
 def write_manifest(folder: Path, files: Mapping[str, FileSum]) -> None:
     """The list of a checkpoint's files, with a sum of its own."""
-    listed = {name: {"size": f.size, "sha256": f.sha256} for name, f in sorted(files.items())}
-    write_json(folder / MANIFEST, {"files": listed, "sha256": _sum_of(listed)})
+    write_chunks(folder / MANIFEST, [_manifest(files)])
 
 
 def read_manifest(folder: Path) -> dict[str, FileSum]:
     """The files that a checkpoint must have. ValueError or OSError if that cannot be told."""
-    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or found.get("sha256") != _sum_of(found.get("files")):
-        raise ValueError("its own sum does not match")
-    return {name: FileSum(entry["size"], entry["sha256"]) for name, entry in found["files"].items()}
+    data = (folder / MANIFEST).read_bytes()
+    entries = json.loads(data)["files"]
+    files = {name: FileSum(entry["size"], entry["sha256"]) for name, entry in entries.items()}
+    if data != _manifest(files):
+        raise ValueError("it is not what was written")
+    return files
 
 
 def commit(temporary: Path, final: Path) -> None:
@@ -194,8 +195,10 @@ def copy_prefix(source: Path, target: Path, size: int) -> None:
             left -= len(chunk)
 
 
-def _sum_of(listed: object) -> str:
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+def _manifest(files: Mapping[str, FileSum]) -> bytes:
+    listed = {name: {"size": f.size, "sha256": f.sha256} for name, f in sorted(files.items())}
+    own = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return (json.dumps({"files": listed, "sha256": own}, indent=1) + "\n").encode()
 
 
 def _sync_folder(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ppo"))
 from ppo_tiny import SEPARATOR, WORDS, lm, ppo_config, prompts_file, save_folder
 
 from s2srm.checkpoint import files
+from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import (
     CriticConfig,
     DataConfig,
@@ -54,7 +56,7 @@ def make_inputs(root: Path) -> Path:
 
 
 def config(stage: str, root: Path, output: Path, **changes: Any) -> StageConfig:
-    """Five steps (PPO: four phases) with a checkpoint after every one."""
+    """Five steps (PPO: three phases) with a checkpoint after every one."""
     precision = changes.pop("precision", "float32")
     values: dict[str, Any] = {"output": str(output), "save_every": 1, **changes}
     policy = ModelConfig(str(root / "policy"), precision=precision)
@@ -64,7 +66,7 @@ def config(stage: str, root: Path, output: Path, **changes: Any) -> StageConfig:
             "optim": ADAMW,
             "critic": CriticConfig(optim=ADAMW),
             "kl": KLConfig(0.2, "adaptive", target=0.01, horizon=20),
-            "total_steps": 4,
+            "total_steps": 3,
             "samples_every": 2,
             "critic_warmup_steps": 1,
         }
@@ -134,3 +136,21 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 def _newest(run: Path) -> str:
     return str(files.list_checkpoints(run)[0].relative_to(run))
+
+
+class Interrupted(Exception):
+    """What `interrupted` ends a run with."""
+
+
+def interrupted(stage: str, cfg: StageConfig, after: int) -> None:
+    """A run that ends after so many steps, its checkpoint (where one is due) just written."""
+    after_step = Checkpoints.after_step
+
+    def and_stop(self: Checkpoints, step: int) -> None:
+        after_step(self, step)
+        if step == after:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Checkpoints, "after_step", and_stop)
+        run(stage, cfg)

@@ -1,0 +1,128 @@
+"""Two ZeRO ranks, killed and resumed: to the bit; and one rank goes on with what two have written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "checkpoint"))
+from runs_tiny import assert_same_run, make_inputs
+
+from s2srm.checkpoint import files
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+WORKER = Path(__file__).with_name("resume_worker.py")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def start(num_ranks: int, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(num_ranks), str(WORKER), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """torchrun and its ranks, at once."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        kill(process)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+@pytest.mark.parametrize(
+    "stage, zero, precision",
+    [
+        ("rm", 3, "float32"),
+        ("rm", 2, "bfloat16"),
+        ("scalar-rm", 1, "float32"),
+        ("ppo", 3, "float32"),
+    ],
+)
+def test_killed_ranks_go_on_to_the_bit(
+    stage: str, zero: int, precision: str, inputs: Path, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    finish(start(2, stage, inputs, tmp_path / "whole", zero, precision))
+    whole_life = time.monotonic() - started
+    draw = random.Random(zero)
+    for _ in range(2):
+        process = start(2, stage, inputs, tmp_path / "cut", zero, precision)
+        ends = time.monotonic() + whole_life
+        checkpoints = files.checkpoints_of(tmp_path / "cut")
+        before = set(checkpoints.glob("step-*"))
+        # Some moment after something was saved, often while the next one is.
+        while set(checkpoints.glob("step-*")) == before and time.monotonic() < ends:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 1.0))
+        kill(process)
+    finish(start(2, stage, inputs, tmp_path / "cut", zero, precision))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def whole_tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """(kind, name) -> all ranks' pieces, put together."""
+    pieces: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        for key, tensor in load_file(path).items():
+            kind, first, name = key.split("/", 2)
+            pieces.setdefault((kind, name), []).append((int(first), tensor))
+    return {
+        key: found[0][1] if key[0] == "step" else torch.cat([t for _, t in sorted(found)])
+        for key, found in ((k, sorted(v, key=lambda p: p[0])) for k, v in pieces.items())
+    }
+
+
+@pytest.mark.parametrize("zero, precision, alone", [(3, "float32", "torch"), (2, "bfloat16", 3)])
+def test_two_ranks_one_rank_two_ranks(
+    zero: int, precision: str, alone: object, inputs: Path, tmp_path: Path
+) -> None:
+    """Another number of ranks takes over weights and optimiser to the bit, and goes on."""
+    out = tmp_path / "run"
+    finish(start(2, "rm", inputs, out, zero, precision, 2))
+    checkpoint = files.checkpoint_path(out, 2)
+    wanted = whole_tensors(checkpoint)
+    assert {kind for kind, _ in wanted} == {"weight", "step", "exp_avg", "exp_avg_sq"}
+    for ranks, engine in ((1, alone), (2, zero)):
+        finish(start(ranks, "rm", inputs, out, engine, precision, "resave"))
+        assert json.loads((checkpoint / files.STATE).read_text())["world_size"] == ranks
+        found = whole_tensors(checkpoint)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    finish(start(1, "rm", inputs, out, alone, precision, 3))
+    finish(start(2, "rm", inputs, out, zero, precision))
+    steps = {
+        float(t)
+        for (kind, _), t in whole_tensors(files.checkpoint_path(out, 5)).items()
+        if kind == "step"
+    }
+    assert steps == {5.0}
