@@ -1,7 +1,8 @@
 """Runs one stage under torchrun, on DeepSpeed, going on where a checkpoint is.
 
 Usage: torchrun --nproc-per-node 2 resume_worker.py STAGE ROOT OUT ZERO PRECISION [STOP_AFTER]
-ZERO is a stage, or torch.
+       torchrun --nproc-per-node 2 resume_worker.py variants ROOT OUT
+ZERO is a stage, or torch. variants: many engines in turn, each whole and interrupted.
 
 Nothing stays gathered between forwards (stage3_param_persistence_threshold 0): the parameters of
 tiny models would all lie under DeepSpeed's default. STOP_AFTER: end, as if killed, after that step;
@@ -18,13 +19,25 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "checkpoint"))
-from runs_tiny import config, run
+from runs_tiny import config, interrupted, run
 
 from s2srm import distributed
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.checkpoint.start import Start
 from s2srm.config import EngineConfig
 from s2srm.engine import deepspeed_engine
+
+VARIANTS = {
+    "zero-0": ("sft", EngineConfig("deepspeed", 0), "float32"),
+    "zero-1": ("scalar-rm", EngineConfig("deepspeed", 1), "float32"),
+    "zero-2": ("sft", EngineConfig("deepspeed", 2), "float32"),
+    "zero-3": ("scalar-rm", EngineConfig("deepspeed", 3), "float32"),
+    "zero-3-offload": ("sft", EngineConfig("deepspeed", 3, "cpu"), "float32"),
+    "zero-0-bfloat16": ("sft", EngineConfig("deepspeed", 0), "bfloat16"),
+    "zero-1-bfloat16": ("sft", EngineConfig("deepspeed", 1), "bfloat16"),
+    "zero-2-bfloat16": ("sft", EngineConfig("deepspeed", 2), "bfloat16"),
+    "zero-3-bfloat16": ("sft", EngineConfig("deepspeed", 3), "bfloat16"),
+}
 
 
 def gather_again_every_time() -> None:
@@ -77,8 +90,28 @@ def main(stage: str, root: str, out: str, zero: str, precision: str, last: str =
     run(stage, cfg)
 
 
+def variants(root: Path, out: Path) -> None:
+    """OUT/VARIANT-whole and OUT/VARIANT-cut, interrupted after two steps."""
+    torch.set_num_threads(1)
+    distributed.start()
+    for name, (stage, engine, precision) in VARIANTS.items():
+
+        def cfg(end: str, **changes: Any) -> Any:
+            folder = out / f"{name}-{end}"
+            shared = {"engine": engine, "precision": precision, "eval_data": None}  # noqa: B023
+            return config(stage, root, folder, **shared, **changes)  # noqa: B023
+
+        run(stage, cfg("whole"))
+        interrupted(stage, cfg("cut", resume="auto"), after=2)
+        run(stage, cfg("cut", resume="auto"))
+    distributed.barrier()
+
+
 if __name__ == "__main__":
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    main(*sys.argv[1:])
+    if sys.argv[1] == "variants":
+        variants(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(*sys.argv[1:])

@@ -1,7 +1,7 @@
 """Runs a stage once as a whole, and then killed again and again until it has finished, in rounds.
 
-Usage: kill_worker.py STAGE ROOT OUT SEED KILLS. Writes OUT/whole, OUT/killed-0, ... until there were
-so many kills; prints their number and how many of them left a half-written checkpoint.
+Usage: kill_worker.py STAGE ROOT OUT SEED KILLS. Writes OUT/whole, OUT/killed-0, ... until there
+were so many kills; prints their number and how many of them left a half-written checkpoint.
 
 Half of the kills come at a random moment of a life, half at a random operation on files, before it
 happens. The lives are forks of one process, so that importing torch is paid for once.
