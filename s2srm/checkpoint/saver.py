@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,7 +184,7 @@ class Checkpoints:
             "rng": rng,
         }
 
-    def _together(self, write: Any, *, main_only: bool = False) -> list[Any]:
+    def _together(self, write: Callable[[], Any], *, main_only: bool = False) -> list[Any]:
         """Every rank's (or rank 0's) result; UserError on all ranks where one cannot write."""
         result: Any = None
         problem: str | None = None

@@ -59,6 +59,8 @@ def start_run(cfg: StageConfig) -> Start:
     """Find the start and make the output folder. All ranks call it; UserError on all of them."""
     if cfg.resume == "never":
         return Start(prepare_output(cfg))
+    if cfg.save_every == 0 and distributed.is_main():
+        logger.warning("save_every is 0: this run writes no checkpoint of its own")
     output = Path(cfg.output)
     run, candidates = _on_main(lambda: _candidates(cfg))
     in_place = run.resolve() == output.resolve()

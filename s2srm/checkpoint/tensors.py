@@ -61,14 +61,14 @@ class TensorFiles:
     """What all ranks wrote of one model, read by ranges."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._entries: dict[tuple[str, str], list[tuple[int, int, str, Path]]] = {}
+        # (parameter, kind) -> [(first element, end, key, file)]
+        self._entries: dict[tuple[str, str], list[tuple[int, int, str, Any]]] = {}
         for path in paths:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - it is no dictionary
-                    kind, start, name = key.split("/", 2)
-                    size = file.get_slice(key).get_shape()[0]
-                    found = self._entries.setdefault((name, kind), [])
-                    found.append((int(start), int(start) + size, key, path))
+            file: Any = safe_open(path, framework="pt")
+            for key in file.keys():  # noqa: SIM118 - it is no dictionary
+                kind, start, name = key.split("/", 2)
+                end = int(start) + file.get_slice(key).get_shape()[0]
+                self._entries.setdefault((name, kind), []).append((int(start), end, key, file))
 
     @property
     def names(self) -> set[str]:
@@ -81,19 +81,17 @@ class TensorFiles:
 
     def scalar(self, name: str, kind: str) -> float:
         """A value that there is one of for every piece: the first piece's."""
-        _, _, key, path = self._entries[name, kind][0]
-        with safe_open(path, framework="pt") as file:
-            return float(file.get_tensor(key))
+        _, _, key, file = self._entries[name, kind][0]
+        return float(file.get_tensor(key))
 
     def read(self, name: str, kind: str, start: int, target: Tensor) -> None:
         """Fill the flat `target` with elements start, start + 1, ..."""
         end = start + target.numel()
         num_read = 0
-        for first, last, key, path in self._entries.get((name, kind), []):
+        for first, last, key, file in self._entries.get((name, kind), []):
             low, high = max(start, first), min(end, last)
             if low < high:
-                with safe_open(path, framework="pt") as file:
-                    part = file.get_slice(key)[low - first : high - first]
+                part = file.get_slice(key)[low - first : high - first]
                 target[low - start : high - start].copy_(part)
                 num_read += high - low
         assert num_read == target.numel(), f"{kind} of {name}: {num_read} of {target.numel()} found"

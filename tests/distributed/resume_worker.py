@@ -95,15 +95,11 @@ def variants(root: Path, out: Path) -> None:
     torch.set_num_threads(1)
     distributed.start()
     for name, (stage, engine, precision) in VARIANTS.items():
-
-        def cfg(end: str, **changes: Any) -> Any:
-            folder = out / f"{name}-{end}"
-            shared = {"engine": engine, "precision": precision, "eval_data": None}  # noqa: B023
-            return config(stage, root, folder, **shared, **changes)  # noqa: B023
-
-        run(stage, cfg("whole"))
-        interrupted(stage, cfg("cut", resume="auto"), after=2)
-        run(stage, cfg("cut", resume="auto"))
+        shared: dict[str, Any] = {"engine": engine, "precision": precision, "eval_data": None}
+        run(stage, config(stage, root, out / f"{name}-whole", **shared))
+        cut = config(stage, root, out / f"{name}-cut", resume="auto", **shared)
+        interrupted(stage, cut, after=2)
+        run(stage, cut)
     distributed.barrier()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs_tiny import STAGES, config, make_inputs, run
+from runs_tiny import config, make_inputs, run
 
 
 @pytest.fixture(scope="session")
@@ -16,10 +16,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
+class WholeRuns(dict[str, Path]):
+    """Stage -> a run of it that nothing interrupted, made when it is asked for."""
+
+    def __init__(self, inputs: Path, root: Path) -> None:
+        super().__init__()
+        self.inputs, self.root = inputs, root
+
+    def __missing__(self, stage: str) -> Path:
+        output = self.root / stage
+        run(stage, config(stage, self.inputs, output))
+        self[stage] = output
+        return output
+
+
 @pytest.fixture(scope="session")
-def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Stage -> a run of it that nothing interrupted."""
-    root = tmp_path_factory.mktemp("whole")
-    for stage in STAGES:
-        run(stage, config(stage, inputs, root / stage))
-    return {stage: root / stage for stage in STAGES}
+def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> WholeRuns:
+    return WholeRuns(inputs, tmp_path_factory.mktemp("whole"))
