@@ -22,9 +22,10 @@ import torch
 
 from s2srm import distributed
 from s2srm.checkpoint import files
+from s2srm.checkpoint.lock import RunLock
 from s2srm.checkpoint.rng import rng_state, set_rng_state
 from s2srm.checkpoint.sources import sum_of_rows, sums_of_models
-from s2srm.checkpoint.start import Start
+from s2srm.checkpoint.start import Start, on_main
 from s2srm.checkpoint.stop import Stopped, StopRequest
 from s2srm.checkpoint.tensors import Entry, TensorFiles, write_tensors
 from s2srm.config import StageConfig
@@ -70,14 +71,19 @@ class Checkpoints:
         self.engines, self.parts = dict(engines), dict(parts)
         self._rows = rows
         self._sources: dict[str, Any] | None = None
-        self._stop = StopRequest(enabled=cfg.save_every > 0 or cfg.resume != "never")
+        self._enabled = cfg.save_every > 0 or cfg.resume != "never"
+        self._stop = StopRequest(enabled=self._enabled)
+        self._lock = RunLock(output)
 
     def __enter__(self) -> Checkpoints:
+        if self._enabled:
+            on_main(self._lock.take)
         self._stop.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.__exit__()
+        self._lock.release()
 
     def resume(self, start: Start) -> int:
         """Restore the checkpoint that the run starts from; returns the steps it had done."""

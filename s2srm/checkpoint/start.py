@@ -19,6 +19,7 @@ import yaml
 from s2srm import distributed
 from s2srm.checkpoint import files
 from s2srm.checkpoint.agreement import check_agreement
+from s2srm.checkpoint.lock import check_unlocked
 from s2srm.checkpoint.sources import sums_of_models
 from s2srm.config import StageConfig
 from s2srm.errors import UserError
@@ -62,30 +63,31 @@ def start_run(cfg: StageConfig) -> Start:
     if cfg.save_every == 0 and distributed.is_main():
         logger.warning("save_every is 0: this run writes no checkpoint of its own")
     output = Path(cfg.output)
-    run, candidates = _on_main(lambda: _candidates(cfg))
+    on_main(lambda: check_unlocked(output))
+    run, candidates = on_main(lambda: _candidates(cfg))
     in_place = run.resolve() == output.resolve()
-    result = _on_main(lambda: _finished(output, cfg)) if in_place else None
+    result = on_main(lambda: _finished(output, cfg)) if in_place else None
     if result is not None:
         logger.info("%s has finished: nothing to do", output)
         return Start(output, finished=result)
     chosen, damaged = _first_good(candidates)
     if chosen is None:
-        _on_main(lambda: _refuse_damaged(run, damaged))
-        _on_main(lambda: _clear_unfinished(output, cfg))
+        on_main(lambda: _refuse_damaged(run, damaged))
+        on_main(lambda: _clear_unfinished(output, cfg))
         return Start(prepare_output(cfg))
     state = json.loads((chosen / files.STATE).read_text(encoding="utf-8"))
     _check(state, cfg, chosen)
     if in_place:
-        _on_main(lambda: _go_back_to(chosen, run, damaged))
+        on_main(lambda: _go_back_to(chosen, run, damaged))
         prepare_output(cfg, going_on=True)
     else:
         prepare_output(cfg)
-        _on_main(lambda: _copy_history(run, output, state))
+        on_main(lambda: _copy_history(run, output, state))
     return Start(output, chosen, state)
 
 
-def _on_main(fn: Callable[[], Any]) -> Any:
-    """Rank 0's result, or the one line of its UserError, on every rank."""
+def on_main(fn: Callable[[], Any]) -> Any:
+    """Rank 0's result, or the one line of its UserError, on every rank. All ranks call it."""
     found: tuple[Any, str | None] = (None, None)
     if distributed.is_main():
         try:

@@ -44,9 +44,13 @@ def start(num_ranks: int, *arguments: object) -> subprocess.Popen[str]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """torchrun and its ranks, at once."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """torchrun, and its ranks, which are in sessions of their own and would outlive it."""
+    ranks: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, ranks)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs_tiny import assert_same_run, config, run
+from runs_tiny import assert_same_run, config, interrupted, run
 from safetensors.torch import load_file
 
-from s2srm.checkpoint import files, saver, tensors
+from s2srm.checkpoint import files, lock, saver, tensors
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.checkpoint.stop import Stopped
 from s2srm.checkpoint.tensors import Entry, TensorFiles, write_tensors
@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
             run("sft", cfg)
     assert "\n" not in str(caught.value)
     names = sorted(p.name for p in files.checkpoints_of(tmp_path / "run").iterdir())
-    assert names == ["step-00000001", "step-00000002"]
+    assert names == [".lock", "step-00000001", "step-00000002"]
     run("sft", cfg)
     assert_same_run(whole["sft"], tmp_path / "run")
 
@@ -143,3 +143,20 @@ def test_files_are_safetensors_and_read_by_ranges(dtype: torch.dtype, tmp_path: 
 def test_nodes_that_do_not_share_the_folder_are_told_so(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the nodes must share the output folder"):
         saver._check_visible(tmp_path, {"model-00001-of-00002.safetensors": files.FileSum(1, "")})
+
+
+def test_two_processes_do_not_write_one_run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    cfg = config("sft", inputs, output, resume="auto")
+    other = lock.RunLock(output)
+    interrupted("sft", cfg, after=2)
+    other.take()
+    monkeypatch.setattr(lock, "_WAIT_S", 0.2)
+    before = (output / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="another process is still writing"):
+        run("sft", cfg)
+    assert (output / "metrics.jsonl").read_bytes() == before
+    other.release()
+    run("sft", cfg)
