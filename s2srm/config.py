@@ -135,6 +135,13 @@ class StageConfig:
     """Seed of the data order, of fresh weights and of sampling."""
     overwrite: bool = False
     """Replace a run that is already in the output folder."""
+    save_every: int = 0
+    """Write a checkpoint every so many optimiser steps (PPO: phases) and at the end; 0: none."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    resume: str = "never"
+    """auto: go on where the output folder holds a checkpoint, start where it does not; or a run's
+    or a checkpoint's folder to go on from; never: start."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)

@@ -1,4 +1,8 @@
-"""Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+"""Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases when asked.
+
+A resumed run goes on in the same files, cut to where its checkpoint was. Left out: W&B, where what
+comes after a resume is a run of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +25,8 @@ from s2srm.outputs import writing
 from s2srm.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
+
+METRICS, SAMPLES = HISTORY = ("metrics.jsonl", "samples.jsonl")
 
 
 class RunLogger:
@@ -36,6 +43,7 @@ class RunLogger:
         self.last: dict[str, float] = {}
         """Last value of every metric, written or not, and finite or not."""
         self._bar = ProgressBar(total, title)
+        self._step = 0
         self._main = distributed.is_main()
         self._metrics: TextIO | None = None
         self._samples: TextIO | None = None
@@ -47,7 +55,7 @@ class RunLogger:
 
     def __enter__(self) -> RunLogger:
         if self._main:
-            path = self.output / "metrics.jsonl"
+            path = self.output / METRICS
             with writing(path):
                 self.output.mkdir(parents=True, exist_ok=True)
                 self._metrics = path.open("a", encoding="utf-8")
@@ -82,6 +90,7 @@ class RunLogger:
         """
         numbers = {name: float(value) for name, value in values.items()}
         self.last.update(numbers)
+        self._step = step
         if not self._main or not self._is_due(step, numbers):
             return
         for name, value in numbers.items():
@@ -102,7 +111,7 @@ class RunLogger:
         record = {"step": step, "time": round(time.time(), 3)}
         record |= {name: finite.get(name) for name in numbers}
         assert self._metrics is not None, "RunLogger.row outside its with-block"
-        with writing(self.output / "metrics.jsonl"):
+        with writing(self.output / METRICS):
             self._metrics.write(json.dumps(record) + "\n")
             self._metrics.flush()
         return finite
@@ -115,13 +124,44 @@ class RunLogger:
         """Append rows to samples.jsonl, each with the step."""
         if not self._main:
             return
-        path = self.output / "samples.jsonl"
+        path = self.output / SAMPLES
         with writing(path):
             if self._samples is None:
                 self._samples = path.open("a", encoding="utf-8")
             for row in rows:
                 self._samples.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
             self._samples.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: lengths of the files (on rank 0), last values, position."""
+        sizes = dict.fromkeys(HISTORY, 0)
+        for name, file in zip(HISTORY, (self._metrics, self._samples), strict=True):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+            path = self.output / name
+            sizes[name] = path.stat().st_size if path.exists() else 0
+        return {"sizes": sizes, "last": self.last, "step": self._step, "done": self._bar.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind a checkpoint's last row: what was written after it will be written again."""
+        self.last = dict(state["last"])
+        self._step = int(state["step"])
+        self._bar.start_at(int(state["done"]))
+        if not self._main:
+            return
+        for name, size in state["sizes"].items():
+            path = self.output / name
+            found = path.stat().st_size if path.exists() else 0
+            if found < size:
+                logger.warning("%s lacks rows from before the checkpoint", path)
+            elif size == 0 and name == SAMPLES:
+                path.unlink(missing_ok=True)
+            elif found > size:
+                os.truncate(path, size)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = _tensorboard(self.output, purge_step=self._step + 1)
 
     def _is_due(self, step: int, values: Mapping[str, float]) -> bool:
         return (
@@ -155,14 +195,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _tensorboard(output: Path) -> Any:
+def _tensorboard(output: Path, purge_step: int | None = None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
             f"log.tensorboard: TensorBoard is not installed ({error}); pip install tensorboard"
         ) from error
-    return SummaryWriter(str(output))
+    return SummaryWriter(str(output), purge_step=purge_step)
 
 
 def _wandb(project: str, output: Path) -> Any:

@@ -33,7 +33,7 @@ class ProgressBar:
         self, total: int, title: str, *, unit: str = "step", console: Console | None = None
     ) -> None:
         self.total, self.title, self.unit = total, title, unit
-        self.done = 0
+        self.done = self._skipped = 0
         self.tokens = 0
         self._console = console or Console(stderr=True, highlight=False)
         self._shown: dict[str, float | str] = {}
@@ -70,6 +70,12 @@ class ProgressBar:
         elif distributed.is_main() and self.done > self._last_done:
             self._line(time.monotonic())
 
+    def start_at(self, done: int) -> None:
+        """So many units were done before: a resumed run."""
+        self.done = self._skipped = self._last_done = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done)
+
     def advance(self, n: int = 1, tokens: int = 0, **shown: float | str) -> None:
         """n more units are done, with `tokens` tokens (over all ranks); show the given values."""
         self.done += n
@@ -90,7 +96,7 @@ class ProgressBar:
     def _line(self, now: float) -> None:
         """One plain line."""
         elapsed = now - self._started
-        left = elapsed * (self.total - self.done) / max(self.done, 1)
+        left = elapsed * (self.total - self.done) / max(self.done - self._skipped, 1)
         self._console.print(
             f"{self.title}: {self.unit} {self.done}/{self.total}"
             f" | {elapsed:.0f} s, {max(left, 0):.0f} s left | {self._values()}",

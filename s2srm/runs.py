@@ -1,6 +1,7 @@
 """A run's folder: made before anything heavy, with the config and the versions that produced it.
 
-Left out: resuming. A folder that holds a run is refused, or replaced when that was asked for.
+A folder that holds a run is refused, replaced when that was asked for, or gone on with, which
+`s2srm.checkpoint` decides.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from typing import Any, Protocol
 import yaml
 
 from s2srm import distributed
+from s2srm.checkpoint.files import write_atomically
 from s2srm.errors import UserError
 from s2srm.outputs import exists, probe_folder, writing
 
 MARKER = "versions.json"
 """A folder with this file in it belongs to s2srm."""
-_STARTED = {MARKER, "config.yaml"}
+CONFIG = "config.yaml"
+FINISHED = "finished.json"
+"""Written when everything else is: the run is complete."""
+_STARTED = {MARKER, CONFIG}
 """A folder with no more than these is a run that stopped before its first step."""
 
 _PACKAGES = (
@@ -82,8 +87,10 @@ def config_to_dict(cfg: Any) -> Any:
     return str(cfg) if isinstance(cfg, Path) else cfg
 
 
-def prepare_output(cfg: HasOutput) -> Path:
+def prepare_output(cfg: HasOutput, *, going_on: bool = False) -> Path:
     """Make the run's folder on rank 0 and write config.yaml and versions.json into it.
+
+    going_on: the folder holds this very run, which is resumed.
 
     Raises UserError on every rank of a started process group (before one exists: on rank 0, whose
     exit ends the others) if `output` is not given, cannot be written, holds a run and `overwrite`
@@ -91,36 +98,57 @@ def prepare_output(cfg: HasOutput) -> Path:
     of its data.
     """
     output = Path(cfg.output)
-    problem = _prepare(output, cfg) if distributed.is_main() else None
+    problem = _prepare(output, cfg, going_on) if distributed.is_main() else None
     problem = distributed.gather_objects(problem)[0]
     if problem is not None:
         raise UserError(problem)
     return output
 
 
-def _prepare(output: Path, cfg: HasOutput) -> str | None:
+def finish_run(output: Path, cfg: Any, metrics: dict[str, float]) -> RunResult:
+    """Mark the run as complete, on rank 0, once everything else is written."""
+    if distributed.is_main():
+        found = {"stage": type(cfg).__name__, "metrics": metrics, "config": config_to_dict(cfg)}
+        write_atomically(output / FINISHED, json.dumps(found, indent=1) + "\n")
+    return RunResult(output, metrics)
+
+
+def clear_run(output: Path) -> None:
+    """Remove everything in a run's folder, and last what says that it is a run.
+
+    The folder stays itself: it may be a link, or where the process stands.
+    """
+    own = [output / CONFIG, output / MARKER]
+    found = list(output.iterdir()) if output.is_dir() else []
+    for path in [*(path for path in found if path not in own), *own]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _prepare(output: Path, cfg: HasOutput, going_on: bool) -> str | None:
     """Do it, or say in one line why not."""
     if not cfg.output:
         return "output is missing: the folder for the trained model and its metrics"
     try:
         probe_folder("output", output)
-        problem = _occupied(output, cfg)
+        problem = _occupied(output, cfg, going_on)
         if problem is not None:
             return problem
         with writing(output):
-            _clear(output)
+            if not going_on:
+                clear_run(output)
             output.mkdir(parents=True, exist_ok=True)
-            (output / MARKER).write_text(json.dumps(versions(), indent=2) + "\n")
-            (output / "config.yaml").write_text(
-                yaml.safe_dump(config_to_dict(cfg), sort_keys=False, allow_unicode=True),
-                encoding="utf-8",
-            )
+            write_atomically(output / MARKER, json.dumps(versions(), indent=2) + "\n")
+            text = yaml.safe_dump(config_to_dict(cfg), sort_keys=False, allow_unicode=True)
+            write_atomically(output / CONFIG, text)
     except UserError as error:
         return str(error)
     return None
 
 
-def _occupied(output: Path, cfg: HasOutput) -> str | None:
+def _occupied(output: Path, cfg: HasOutput, going_on: bool) -> str | None:
     """What stands in the folder that must not be replaced, or reads what will be written there."""
     inputs = [(k, p) for k, p in _paths(config_to_dict(cfg)) if k != "output"]
     for where, path in inputs:
@@ -128,25 +156,19 @@ def _occupied(output: Path, cfg: HasOutput) -> str | None:
         if is_data and output.resolve().is_relative_to(path.resolve()):
             return f"output: {output} lies in {where} {path}, where it would be read as data"
     names = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
-    if not names - _STARTED:
+    names -= {f".{name}.tmp" for name in _STARTED}
+    if going_on or not names - _STARTED:
         return None
     if MARKER not in names:
         return f"output: {output} is not empty and holds no s2srm run; give another folder"
     if not cfg.overwrite:
-        return f"output: {output} already holds a run; give another folder or --overwrite true"
+        return f"output: {output} already holds a run; give another folder or --overwrite true" + (
+            ", or --resume auto to go on with it" if hasattr(cfg, "resume") else ""
+        )
     for where, path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             return f"output: replacing {output} would delete {where}: {path}"
     return None
-
-
-def _clear(output: Path) -> None:
-    """Empty the folder. It stays itself: it may be a link, or where the process stands."""
-    for path in output.iterdir() if output.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Path]]:

@@ -4,17 +4,18 @@ A stage is a `Task`: what a row becomes, its loss, its metrics. Everything that 
 averaged over all ranks and all micro-batches of a step, so that the number of ranks and the token
 budget change nothing but speed.
 
-Left out: resuming, early stopping and choosing a best checkpoint.
+Left out: early stopping and choosing a best checkpoint.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from s2srm import distributed
+from s2srm.checkpoint.saver import Checkpoints
+from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import DataConfig, SupervisedConfig
 from s2srm.data.order import global_batches, num_steps, shard
 from s2srm.data.schema import LoadReport
@@ -34,7 +37,7 @@ from s2srm.models.load import load_config, load_tokenizer
 from s2srm.models.positions import position_limit
 from s2srm.outputs import writing
 from s2srm.packing import Packed, Segment, pack, split_by_budget
-from s2srm.runs import RunResult, prepare_output
+from s2srm.runs import RunResult, finish_run
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class Microbatch:
 class Prepared(Generic[Row]):
     """What is known before any weight is loaded."""
 
-    output: Path
+    start: Start
     tokenizer: PreTrainedTokenizerBase
     template: Template
     train: list[Row]
@@ -126,13 +129,13 @@ def prepare(
     config = load_config(cfg.model)
     tokenizer = load_tokenizer(cfg.model)
     template = Template.build(tokenizer, cfg.template)
-    output = prepare_output(cfg)
+    start = start_run(cfg)
     longest = position_limit(config)
     train = load_rows(cfg.data, tokenizer, template, longest)
     dev: list[Row] = []
     if cfg.eval_data is not None:
         dev = load_rows(cfg.eval_data, tokenizer, template, longest)
-    return Prepared(output, tokenizer, template, train, dev)
+    return Prepared(start, tokenizer, template, train, dev)
 
 
 def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) -> None:
@@ -147,16 +150,23 @@ def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) 
 
 def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunResult:
     """Train, evaluate, save; returns the run's folder and its last metrics."""
+    if data.start.finished is not None:
+        return data.start.finished
+    output = data.start.output
     rank, world = distributed.rank(), distributed.world_size()
     total = num_steps(len(data.train), cfg.batch_size, cfg.epochs, cfg.max_steps)
     batches = global_batches(len(data.train), cfg.batch_size, cfg.seed, cfg.epochs, cfg.max_steps)
     torch.manual_seed(cfg.seed)
     engine = build_engine(task.model, cfg.engine, cfg.optim, total)
-    with RunLogger(data.output, cfg.log, total, task.title) as log:
-        if data.dev:
+    with (
+        RunLogger(output, cfg.log, total, task.title) as log,
+        Checkpoints(cfg, output, {"model": engine}, {"log": log}, total, data.train) as saved,
+    ):
+        done = saved.resume(data.start)
+        if data.dev and done == 0:
             place = _place(cfg, task, 0, num_updates=0)
             log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens, place))
-        for step, indices in enumerate(batches, start=1):
+        for step, indices in itertools.islice(enumerate(batches, start=1), done, None):
             mine = [data.train[i] for i in shard(indices, rank, world)]
             place = _place(cfg, task, step, num_updates=step - 1)
             row = train_step(engine, task, mine, cfg.microbatch_tokens, place)
@@ -167,10 +177,12 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
                 row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens, place)
             log.row(step, row)
             log.advance(tokens=tokens, loss=row["loss"])
+            place = _place(cfg, task, step, num_updates=step)
+            saved.after_step(step, partial(check_trained, engine, place))
         check_trained(engine, _place(cfg, task, total, num_updates=total))
-        with writing(data.output):
-            engine.save(data.output, data.tokenizer, data.template)
-        return RunResult(data.output, dict(log.last))
+        with writing(output):
+            engine.save(output, data.tokenizer, data.template)
+            return finish_run(output, cfg, dict(log.last))
 
 
 def _place(cfg: SupervisedConfig, task: Task[Any], step: int, num_updates: int) -> Place:

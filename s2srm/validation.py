@@ -48,6 +48,7 @@ def validate(cfg: Stage) -> Stage:
     output_folder(cfg.output, "the folder for the trained model and its metrics")
     _log(cfg.log)
     at_least("seed", cfg.seed, 0)
+    _checkpoints(cfg)
     if isinstance(cfg, SupervisedConfig):
         _supervised(cfg)
     if isinstance(cfg, RMConfig):
@@ -93,6 +94,23 @@ def output_folder(output: str, what: str) -> None:
         raise UserError(f"output is missing: {what}")
     if os.environ.get("RANK", "0") == "0":
         probe_folder("output", Path(output))
+
+
+def _checkpoints(cfg: StageConfig) -> None:
+    at_least("save_every", cfg.save_every, 0)
+    at_least("keep_checkpoints", cfg.keep_checkpoints, 1)
+    if cfg.resume == "never":
+        return
+    if cfg.overwrite:
+        raise UserError(
+            f"resume is {cfg.resume} and overwrite is true: one goes on, the other starts anew; "
+            "give one of them"
+        )
+    if cfg.resume != "auto" and not Path(cfg.resume).expanduser().is_dir():
+        raise UserError(
+            f"resume must be never, auto or the folder of a run or checkpoint, got {cfg.resume!r}, "
+            "which is no folder"
+        )
 
 
 def at_least(key: str, value: float, low: float) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from s2srm import distributed
+from s2srm.engine.pieces import Piece, trained
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.export import SavedTemplate, exported_tensors, save_model
 from s2srm.models.value import PackedValueModel
@@ -41,6 +42,12 @@ class Engine(ABC):
     module: nn.Module
     """The model itself. Read its parameters only inside `gathered`."""
     device: torch.device
+    optimizer: torch.optim.Optimizer | None
+    """The optimiser over this rank's pieces of the weights; None where the model is frozen."""
+    num_steps: int
+    """Optimiser steps taken: the position in the learning-rate schedule."""
+    replicated = False
+    """Whether every rank has all `pieces()`."""
 
     @abstractmethod
     def train_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,11 +66,23 @@ class Engine(ABC):
         """Clip, update the weights, clear the gradients, advance the learning rate."""
 
     @abstractmethod
+    def pieces(self) -> list[Piece]:
+        """What this rank's optimiser trains."""
+
+    @abstractmethod
+    def adopt_masters(self) -> None:
+        """Let the model compute with what was written into `pieces()`. All ranks call it."""
+
+    @abstractmethod
     def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Inside, these parameters are whole on every rank, by one gather. All ranks must enter.
 
         They are to be read or copied, not changed.
         """
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every whole trained parameter, tied ones once."""
+        return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in trained(self.module)}
 
     def gathered(self) -> AbstractContextManager[None]:
         """Inside, every parameter of `module` is whole on every rank. All ranks must enter."""

@@ -25,6 +25,7 @@ from s2srm import distributed
 from s2srm.config import EngineConfig, OptimConfig
 from s2srm.engine.base import Engine, StepInfo
 from s2srm.engine.optim import build_optimizer, learning_rate
+from s2srm.engine.pieces import Piece, whole_pieces, zero_3_pieces, zero_12_pieces
 from s2srm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class DeepSpeedEngine(Engine):
         self.total_steps = total_steps
         self.num_steps = 0
         self.stage = cfg.zero_stage
+        self.replicated = self.stage == 0
         config = deepspeed_config(cfg, optim, torch.float32)
         self.module = factory(config if cfg.zero_stage == 3 else None)
         dtype = next(self.module.parameters()).dtype
@@ -97,6 +99,39 @@ class DeepSpeedEngine(Engine):
     def _norm_unsharded(self) -> Tensor:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(grads)
+
+    def pieces(self) -> list[Piece]:
+        assert self.optimizer is not None, "a frozen model has no optimiser"
+        zero = self.engine.optimizer
+        if self.stage == 3:
+            return zero_3_pieces(self.module, zero)
+        if self.stage > 0:
+            flat = [group["params"][0] for group in self.optimizer.param_groups]
+            return zero_12_pieces(self.module, flat)
+        return whole_pieces(self.module, self._masters_unsharded())
+
+    @torch.no_grad()
+    def adopt_masters(self) -> None:
+        zero = self.engine.optimizer
+        if self.stage == 3:
+            # As DeepSpeed does after a step, with nothing whole in the meantime.
+            zero.checkpoint_event_prologue()
+            for group in range(len(zero.fp32_partitioned_groups_flat)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            zero.checkpoint_event_epilogue()
+        elif self.stage > 0:
+            zero.update_lp_params()
+        else:
+            for weight, master in self._masters_unsharded():
+                weight.copy_(master)
+
+    def _masters_unsharded(self) -> list[tuple[Tensor, Tensor]]:
+        """ZeRO-0: (weight, float32 copy) of bfloat16 parameters."""
+        zero = self.engine.optimizer
+        if zero is self.optimizer:
+            return []
+        groups = zip(zero.fp16_groups, zero.fp32_groups, strict=True)
+        return [pair for weights, masters in groups for pair in zip(weights, masters, strict=True)]
 
     def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
         sharded = [t for t in tensors if hasattr(t, "ds_id")]

@@ -17,6 +17,7 @@ from s2srm import distributed
 from s2srm.config import OptimConfig
 from s2srm.engine.base import Engine, StepInfo
 from s2srm.engine.optim import build_optimizer, learning_rate
+from s2srm.engine.pieces import Piece, whole_pieces
 
 
 class TorchEngine(Engine):
@@ -71,11 +72,17 @@ class TorchEngine(Engine):
             nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for weight, master in self._masters:
-                weight.copy_(master)
+        self.adopt_masters()
         self.num_steps += 1
         return StepInfo(float(norm), lr)
+
+    def pieces(self) -> list[Piece]:
+        return whole_pieces(self.module, self._masters)
+
+    @torch.no_grad()
+    def adopt_masters(self) -> None:
+        for weight, master in self._masters:
+            weight.copy_(master)
 
     def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
         return nullcontext()

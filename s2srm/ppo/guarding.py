@@ -23,10 +23,10 @@ def update_place(
     return Place(where, phase, _learn_slower(model, cfg), LOSSES[model], f"grad_norm/{model}")
 
 
-def trained_place(model: Literal["policy", "critic"], cfg: PPOConfig) -> Place:
-    """After the last update."""
-    where = f"PPO, after phase {cfg.total_steps}, {model}"
-    return Place(where, cfg.total_steps + 1, _learn_slower(model, cfg), LOSSES[model])
+def trained_place(model: Literal["policy", "critic"], phase: int, cfg: PPOConfig) -> Place:
+    """After the last update of a phase."""
+    where = f"PPO, after phase {phase}, {model}"
+    return Place(where, phase + 1, _learn_slower(model, cfg), LOSSES[model])
 
 
 def check_reward(reward: RewardBatch, cfg: PPOConfig, phase: int) -> None:

@@ -6,12 +6,35 @@ KL coefficients then mean the same for every reward model. The mean is left alon
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2srm import distributed
 from s2srm.errors import UserError
+from s2srm.rewards.base import RewardModel
+
+
+class RewardScale:
+    """The factor of a reward model: measured once, and kept by checkpoints."""
+
+    def __init__(self, model: RewardModel) -> None:
+        self.model = model
+        self.value = 1.0
+
+    def set(self, value: float) -> None:
+        """Multiply every later reward by `value`."""
+        self.value = value
+        self.model.calibrate(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.set(float(state["value"]))
 
 
 def unit_std_scale(raw_sum: Tensor) -> float:

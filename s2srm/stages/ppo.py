@@ -2,14 +2,16 @@
 
 A phase: sample responses, score them, subtract the KL to the reference, estimate advantages, and
 take ppo_epochs passes of minibatch steps with policy and critic. Left out: pretraining mix-in,
-value-function sharing, early stopping inside a phase, resuming.
+value-function sharing, early stopping inside a phase.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from s2srm import distributed
+from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
 from s2srm.errors import UserError
 from s2srm.guards import check_trained
@@ -21,8 +23,8 @@ from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
 from s2srm.ppo.plan import Minibatch, Rollouts, permutation, plan_epoch
 from s2srm.ppo.update import update
-from s2srm.rewards.calibration import unit_std_scale
-from s2srm.runs import RunResult
+from s2srm.rewards.calibration import RewardScale, unit_std_scale
+from s2srm.runs import RunResult, finish_run
 from s2srm.stages.ppo_sampler import Sampler
 from s2srm.stages.ppo_samples import sample_rows
 from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
@@ -33,14 +35,29 @@ def run(cfg: PPOConfig) -> RunResult:
     """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
     cfg = validate(cfg)
     inputs = prepare(cfg)
+    if inputs.start.finished is not None:
+        return inputs.start.finished
+    output, total = inputs.start.output, cfg.total_steps
     models = load_models(cfg, inputs)
     sampler = Sampler(models.policy, inputs.prompts, inputs.template.eos_id, cfg)
-    controller = KLController(cfg.kl)
-    with RunLogger(inputs.output, cfg.log, cfg.total_steps, f"PPO ({cfg.reward.kind})") as logger:
-        scale = calibrate(models, sampler, cfg)
-        for phase in range(cfg.total_steps):
+    controller, scale = KLController(cfg.kl), RewardScale(models.reward)
+    with (
+        RunLogger(output, cfg.log, total, f"PPO ({cfg.reward.kind})") as logger,
+        Checkpoints(
+            cfg,
+            output,
+            {"policy": models.policy, "critic": models.critic},
+            {"kl": controller, "reward_scale": scale, "log": logger},
+            total,
+            inputs.prompts,
+        ) as saved,
+    ):
+        done = saved.resume(inputs.start)
+        if done == 0:
+            scale.set(calibrate(models, sampler, cfg))
+        for phase in range(done, total):
             metrics = run_phase(phase, models, sampler, controller, inputs, cfg, logger)
-            metrics["reward/scale"] = scale
+            metrics["reward/scale"] = scale.value
             logger.row(phase + 1, metrics)
             logger.advance(
                 tokens=int(metrics["response/tokens"]),
@@ -48,13 +65,19 @@ def run(cfg: PPOConfig) -> RunResult:
                 kl=metrics["kl/per_response"],
                 length=metrics["response/length_mean"],
             )
-        check_trained(models.policy, trained_place("policy", cfg))
-        check_trained(models.critic, trained_place("critic", cfg))
-        with writing(inputs.output):
-            models.policy.save(inputs.output, inputs.tokenizer, inputs.template)
-            models.critic.save(inputs.output / "critic", inputs.tokenizer, inputs.template)
-    distributed.barrier()
-    return RunResult(inputs.output, dict(logger.last))
+            saved.after_step(phase + 1, partial(check_models, models, phase + 1, cfg))
+        check_models(models, total, cfg)
+        with writing(output):
+            models.policy.save(output, inputs.tokenizer, inputs.template)
+            models.critic.save(output / "critic", inputs.tokenizer, inputs.template)
+            distributed.barrier()
+            return finish_run(output, cfg, dict(logger.last))
+
+
+def check_models(models: Models, phase: int, cfg: PPOConfig) -> None:
+    """Before policy and critic are saved."""
+    check_trained(models.policy, trained_place("policy", phase, cfg))
+    check_trained(models.critic, trained_place("critic", phase, cfg))
 
 
 def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from s2srm import distributed
+from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import ModelConfig, PPOConfig
 from s2srm.data.compat import check_same_tokenizer
 from s2srm.data.examples import tokenise_prompts
@@ -26,15 +27,14 @@ from s2srm.models.vocabulary import check_vocabularies
 from s2srm.rewards.base import RewardModel
 from s2srm.rewards.scalar import ScalarReward
 from s2srm.rewards.seq2seq import Seq2SeqReward
-from s2srm.runs import prepare_output
 from s2srm.training import log_rows
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads before any weight: its folder, tokenizer, template and prompts as ids."""
+    """What a run reads before any weight: its start, tokenizer, template and prompts as ids."""
 
-    output: Path
+    start: Start
     tokenizer: PreTrainedTokenizerBase
     template: Template
     prompts: list[list[int]]
@@ -72,7 +72,7 @@ def prepare(cfg: PPOConfig) -> Inputs:
     limit, reserve = room_for_prompts(cfg, template, [config, *configs.values()], rm_config)
     tokenised, num_long = tokenise_prompts(rows, tokenizer, template, cfg.data, limit, reserve)
     log_rows(cfg.data, len(tokenised), report, num_long)
-    return Inputs(prepare_output(cfg), tokenizer, template, [row.prompt for row in tokenised])
+    return Inputs(start_run(cfg), tokenizer, template, [row.prompt for row in tokenised])
 
 
 def load_models(cfg: PPOConfig, inputs: Inputs) -> Models:

@@ -22,6 +22,7 @@ from ppo_tiny import (
 )
 from transformers import AutoModelForCausalLM
 
+from s2srm.checkpoint.start import Start
 from s2srm.config import (
     CriticConfig,
     KLConfig,
@@ -268,7 +269,7 @@ def learned(kl_coef: float, tmp_path, phases: int = 16) -> list[dict[str, float]
     )
     prompts = [[5], [6, 8], [9, 10, 11]]
     sampler = Sampler(policy, prompts, EOS, cfg)
-    inputs = Inputs(tmp_path, tokenizer(), None, prompts)
+    inputs = Inputs(Start(tmp_path), tokenizer(), None, prompts)
     controller = KLController(cfg.kl)
     return [
         ppo.run_phase(phase, models, sampler, controller, inputs, cfg) for phase in range(phases)

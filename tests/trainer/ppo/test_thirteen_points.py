@@ -28,6 +28,7 @@ from ppo_tiny import (
 )
 
 from s2srm import distributed
+from s2srm.checkpoint.start import Start
 from s2srm.config import CriticConfig, OptimConfig, PPOConfig, SamplingConfig
 from s2srm.engine.base import dummy_batch, run_microbatches
 from s2srm.engine.optim import learning_rate
@@ -146,7 +147,9 @@ def test_point_02_the_sampled_ids_are_the_ids_that_are_scored_and_trained_on(tmp
     sampled: list[Rollouts] = []
     phase_of = sampler.phase
     sampler.phase = lambda phase: sampled.append(phase_of(phase)) or sampled[-1]
-    inputs = Inputs(tmp_path, None, None, PROMPTS)  # no tokenizer: nothing could be re-encoded
+    inputs = Inputs(
+        Start(tmp_path), None, None, PROMPTS
+    )  # no tokenizer: nothing could be re-encoded
     models = Models(policy, reference, critic, PayTokens())
     ppo.run_phase(0, models, sampler, KLController(cfg.kl), inputs, cfg)
     wanted = {
