@@ -61,7 +61,7 @@ def probe_folder(key: str, folder: Path) -> None:
     except UserError:
         raise
     except NotADirectoryError as error:
-        blocking = next(level for level in folder.parents if level.is_file())
+        blocking = next(p for p in folder.parents if os.path.lexists(p) and not p.is_dir())
         raise UserError(f"{key}: {folder}: {blocking} is a file, not a folder") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {folder} cannot be written: {reason(error)}") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def stop_after(last: int) -> None:
     """All ranks end at once, with the checkpoint of that step written."""
     after_step = Checkpoints.after_step
 
-    def and_end(self: Checkpoints, step: int) -> None:
-        after_step(self, step)
+    def and_end(self: Checkpoints, step: int, check: Callable[[], None] | None = None) -> None:
+        after_step(self, step, check)
         if step == last:
             distributed.barrier()
             os._exit(0)

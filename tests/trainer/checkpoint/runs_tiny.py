@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,8 @@ def interrupted(stage: str, cfg: StageConfig, after: int) -> None:
     """A run that ends after so many steps, its checkpoint (where one is due) just written."""
     after_step = Checkpoints.after_step
 
-    def and_stop(self: Checkpoints, step: int) -> None:
-        after_step(self, step)
+    def and_stop(self: Checkpoints, step: int, check: Callable[[], None] | None = None) -> None:
+        after_step(self, step, check)
         if step == after:
             raise Interrupted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ def test_sigterm_saves_and_exits_143(save_every: int, inputs: Path, tmp_path: Pa
     after_step = Checkpoints.after_step
     handler = signal.getsignal(signal.SIGTERM)
 
-    def and_signal(self: Checkpoints, step: int) -> None:
+    def and_signal(self: Checkpoints, step: int, check: Callable[[], None] | None = None) -> None:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        after_step(self, step)
+        after_step(self, step, check)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
         patch.setattr(Checkpoints, "after_step", and_signal)
