@@ -96,6 +96,9 @@ def may_be_nonzero(value: Number) -> bool:
 
 def _number(name: str, value: Number | None) -> Number:
     """The value, checked; a tensor's only where torch.compile does not trace."""
+    if type(value) is float:  # nearly always
+        check_option(name, value)
+        return value
     if value is None and name in _MAY_BE_NONE:
         return _NONE
     if torch.compiler.is_compiling() and not isinstance(value, int | float | Tensor):
