@@ -58,7 +58,7 @@ def check_tensors(name: str, **tensors: Tensor | None) -> None:
                 f"{name} has no forward-mode derivative: use backward() or torch.autograd.grad"
             )
     for argument, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None or (type(tensor) is Tensor and tensor.layout == torch.strided):
             continue
         if hasattr(tensor, "to_local"):
             raise ValueError(

@@ -37,6 +37,8 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 # On meta tensors every overload has the fake kernel, so nothing need be loaded.
 _AUTO_ORDER = {"cuda": ("triton", "cpp", "reference"), "meta": ("reference",)}
 _AUTO_ORDER_ELSEWHERE = ("cpp", "reference")
+_AUTO_CHOICES: dict[tuple[str, str, int | None], str] = {}
+_OLDEST_GPU = {"triton": (8, 0)}
 
 Kernel = Callable[..., Any]
 
@@ -105,15 +107,14 @@ def choose(name: str, impl: str, device: torch.device) -> str:
     """The implementation to call for tensors on `device`.
 
     "auto" takes the first that has a kernel: triton, cpp, reference on CUDA; cpp, reference
-    elsewhere. A backend that cannot be loaded is left out with one warning. An explicit choice
-    without a kernel raises ValueError with the reason.
+    elsewhere. A backend that cannot be loaded, or not run on so old a GPU, is left out with one
+    warning. An explicit choice without a kernel raises ValueError with the reason.
     """
     if impl == "auto":
-        order = _AUTO_ORDER.get(device.type, _AUTO_ORDER_ELSEWHERE)
-        return next(choice for choice in order if _obstacle(name, choice, device.type) is None)
+        return _auto_choice(name, device.type, device.index)
     if impl not in IMPLS:
         raise ValueError(f"impl must be 'auto' or one of {IMPLS}, got {impl!r}")
-    obstacle = _obstacle(name, impl, device.type, True)
+    obstacle = _obstacle(name, impl, device.type, device.index, True)
     if obstacle is not None:
         raise ValueError(
             f"impl={impl!r} is not available for {name}: {obstacle}; use impl='auto' or "
@@ -140,7 +141,20 @@ def _overload_name(name: str, impl: str) -> str:
     return name if impl == "reference" else f"{name}.{impl}"
 
 
-def _obstacle(name: str, impl: str, device_type: str, quiet: bool = False) -> str | None:
+def _auto_choice(name: str, device_type: str, index: int | None) -> str:
+    """The first without an obstacle, found once: the dispatcher takes longer than a small call."""
+    key = (name, device_type, index)
+    if key not in _AUTO_CHOICES:
+        order = _AUTO_ORDER.get(device_type, _AUTO_ORDER_ELSEWHERE)
+        _AUTO_CHOICES[key] = next(
+            choice for choice in order if _obstacle(name, choice, device_type, index) is None
+        )
+    return _AUTO_CHOICES[key]
+
+
+def _obstacle(
+    name: str, impl: str, device_type: str, index: int | None, quiet: bool = False
+) -> str | None:
     """Why `impl` cannot run `name` on such a device; None if it can."""
     if impl == "reference":
         return None
@@ -148,18 +162,32 @@ def _obstacle(name: str, impl: str, device_type: str, quiet: bool = False) -> st
     overload = f"{NAMESPACE}::{_overload_name(name, impl)}"
     key = torch._C._dispatch_key_for_device(device_type)  # pyright: ignore
     if torch._C._dispatch_has_kernel_for_dispatch_key(overload, key):  # pyright: ignore
-        return None
-    if reason is None:
+        reason = _too_old(impl, device_type, index)
+        if reason is None:
+            return None
+    elif reason is None:
         return f"no {impl} kernel is registered for {device_type} tensors"
     if not quiet:
         _warn_once(impl, reason)
     return reason
 
 
+def _too_old(impl: str, device_type: str, index: int | None) -> str | None:
+    """The reason if the backend's kernels do not compile for this GPU, else None."""
+    if device_type != "cuda" or impl not in _OLDEST_GPU:
+        return None
+    oldest, ours = _OLDEST_GPU[impl], torch.cuda.get_device_capability(index)
+    if ours >= oldest:
+        return None
+    needed, got = (".".join(map(str, capability)) for capability in (oldest, ours))
+    return f"it needs a GPU of compute capability {needed} or later, got {got}"
+
+
 # torch.compile cannot trace a question to the dispatcher; the answer does not change in a process
 # once the backends are loaded. This is torch.compiler.assume_constant_result, which would import
 # the whole compiler: four seconds for callers that never compile.
-_obstacle._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+for _answer in (_auto_choice, _obstacle):
+    _answer._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def load(impl: str) -> str | None:

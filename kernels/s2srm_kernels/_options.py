@@ -14,6 +14,7 @@ graph (strings, counts, `None`); those are arguments of the operators.
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from typing import NamedTuple
@@ -76,7 +77,9 @@ def pack_options(**options: Number | None) -> Tensor:
         # A product with a tensor is what keeps a traced number symbolic in every backend.
         one = torch.ones((), dtype=torch.float64, device="cpu")
         return torch.stack([v.to(one) if isinstance(v, Tensor) else one * v for v in values])
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
+    if torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage]
+        return _tensor(*values)  # a mode that makes tensors of its own kind
+    return _kept(*values)
 
 
 def unpack_options(options: Tensor, *names: str) -> list[float]:
@@ -94,8 +97,21 @@ def may_be_nonzero(value: Number) -> bool:
     return isinstance(value, Tensor) or not known or bool(value != 0)
 
 
+def _tensor(*values: Number) -> Tensor:
+    # Saved for backward although it may have been made in inference mode: calls share it.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+# Making a tensor takes as long as a small operation; nobody writes to it.
+_kept = functools.lru_cache(maxsize=64)(_tensor)
+
+
 def _number(name: str, value: Number | None) -> Number:
     """The value, checked; a tensor's only where torch.compile does not trace."""
+    if type(value) is float:  # nearly always
+        check_option(name, value)
+        return value
     if value is None and name in _MAY_BE_NONE:
         return _NONE
     if torch.compiler.is_compiling() and not isinstance(value, int | float | Tensor):

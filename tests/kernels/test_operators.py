@@ -134,6 +134,7 @@ def test_a_backend_that_cannot_be_loaded_is_left_out_with_one_warning(monkeypatc
     for cached in ("_load", "_warn_once"):
         fresh = functools.cache(getattr(_operators, cached).__wrapped__)
         monkeypatch.setattr(_operators, cached, fresh)
+    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
     monkeypatch.setattr(_operators.importlib, "import_module", fails)
     monkeypatch.setattr(_operators.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: 0)
     with pytest.warns(
@@ -146,6 +147,27 @@ def test_a_backend_that_cannot_be_loaded_is_left_out_with_one_warning(monkeypatc
         ValueError, match=r"impl='cpp' is not available for gae: _C.so is not there"
     ):
         _operators.choose("gae", "cpp", torch.device("cpu"))
+
+
+def test_a_gpu_that_triton_does_not_serve(monkeypatch):
+    """linear_logprobs has a Triton kernel for CUDA, whether there is a GPU or not."""
+    device, has_kernel = torch.device("cuda", 0), {"s2srm::linear_logprobs.triton"}
+    monkeypatch.setattr(_operators, "load", lambda impl: None)
+    monkeypatch.setattr(
+        _operators.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda o, _: o in has_kernel
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
+    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
+    assert _operators.choose("linear_logprobs", "auto", device) == "triton"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
+    fresh = functools.cache(_operators._warn_once.__wrapped__)
+    monkeypatch.setattr(_operators, "_warn_once", fresh)
+    line = r"needs a GPU of compute capability 8\.0 or later, got 7\.5"
+    with pytest.warns(UserWarning, match=line):
+        assert _operators.choose("linear_logprobs", "auto", device) == "reference"
+    with pytest.raises(ValueError, match=f"impl='triton' is not available.*{line}"):
+        _operators.choose("linear_logprobs", "triton", device)
 
 
 def test_autocast_is_off_inside_an_operator():
