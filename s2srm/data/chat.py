@@ -29,10 +29,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from s2srm.data.encoding import (
     ControlTokens,
@@ -43,9 +45,6 @@ from s2srm.data.encoding import (
 )
 from s2srm.data.schema import Message
 from s2srm.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class ChatForm:
     """What a chat template writes around an answer.
 
     control    special tokens, and added ones that frame turns
-    frame      those of them that the template writes
+    control_ids  their ids
     cut        where a prompt ends, see above
     lead, end  between the last answer and its end-of-turn token, and that token; "" if none
     after      all that follows the last answer
@@ -73,7 +72,7 @@ class ChatForm:
     """
 
     control: ControlTokens
-    frame: tuple[str, ...]
+    control_ids: frozenset[int]
     cut: Cut
     lead: str
     end: str
@@ -123,8 +122,8 @@ def encode_chat(
     turns = masked[: len(messages)]
     # Without text there is no answer, whatever the template writes around it.
     spoken = [answer for answer in masked[len(messages) :] if answer.content.strip()]
-    before, *wholes = _render(tokenizer, *([*turns, answer] for answer in (_ANSWER, *spoken)))
-    prompt = _prompt_text(tokenizer, form, turns, _around(before, _ANSWER.content)[0])
+    wholes = _render(tokenizer, *([*turns, answer] for answer in spoken))
+    prompt = _prompt_text(tokenizer, form, turns, wholes)
     wholes = [_to_end_of_turn(form, whole) for whole in wholes]
     if not all(whole.startswith(prompt) for whole in wholes):
         raise UserError("the chat template writes the prompt otherwise before this response")
@@ -133,14 +132,15 @@ def encode_chat(
         return encode_rendered(tokenizer, texts, masks, form.control)
 
     # Control tokens cut a text: what stands before the last of them does not change the rest.
-    start = 0
-    if tokenizer.is_fast:
-        start = max([0, *(prompt.rfind(token) for token in form.frame)])
+    marks = list(form.control.literal.finditer(prompt)) if tokenizer.is_fast else []
+    start = marks[-1].start() if marks else 0
     prompt_ids, *encoded = encode([prompt, *(whole[start:] for whole in wholes)])
     head = prompt_ids
-    if start:
-        last = form.control.ids[next(t for t in form.frame if prompt.startswith(t, start))]
-        head = prompt_ids[len(prompt_ids) - 1 - prompt_ids[::-1].index(last):]
+    if start and wholes:
+        places = [i for i, token in enumerate(prompt_ids) if token in form.control_ids]
+        # Unless the tokenizer missed one, or has unknown text, they are those in the text.
+        matched = len(places) == len(marks)
+        head = prompt_ids[places[-1] :] if matched else encode([prompt[start:]])[0]
     answer_ids = []
     for whole, ids in zip(wholes, encoded, strict=True):
         if ids[: len(head)] == head:
@@ -160,8 +160,7 @@ def encode_chat_separator(tokenizer: PreTrainedTokenizerBase, separator: str) ->
     form = chat_form(tokenizer)
     turns = (_USER, _EARLIER, Message("user", separator))
     masked, masks = _masked(form.control, turns)
-    before = _around(*_render(tokenizer, [*masked, _ANSWER]), _ANSWER.content)[0]
-    text = _around(_prompt_text(tokenizer, form, masked, before), _EARLIER.content)[1]
+    text = _around(_prompt_text(tokenizer, form, masked), _EARLIER.content)[1]
     if form.end and text.startswith(form.lead + form.end):
         text = text[len(form.lead) :]  # it belongs to the response, as at the end of the chat
 
@@ -192,7 +191,7 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
         eos = "" if eos in opening else eos
     form = ChatForm(
         control=control,
-        frame=tuple(token for token in control.ids if any(token in text for text in written)),
+        control_ids=frozenset(control.ids.values()),
         cut="spaces",
         lead=lead,
         end=end,
@@ -285,11 +284,20 @@ def _to_end_of_turn(form: ChatForm, whole: str) -> str:
 
 
 def _prompt_text(
-    tokenizer: PreTrainedTokenizerBase, form: ChatForm, messages: Sequence[Message], before: str
+    tokenizer: PreTrainedTokenizerBase,
+    form: ChatForm,
+    messages: Sequence[Message],
+    wholes: Sequence[str] = (),
 ) -> str:
-    """Where the prompt ends in the text before an answer."""
+    """The text up to where an answer begins; wholes are the conversation with answers."""
+    generation = None
     if form.cut == "generation prompt":
         (generation,) = _render(tokenizer, messages, generation=True)
+        if wholes and all(whole.startswith(generation) for whole in wholes):
+            return generation.rstrip(" ")
+    (whole,) = _render(tokenizer, [*messages, _ANSWER])
+    before, _ = _around(whole, _ANSWER.content)
+    if generation is not None:
         if before.startswith(generation):
             return generation.rstrip(" ")
         _warn_once(
@@ -304,10 +312,21 @@ def _render(
 ) -> list[str]:
     """The chat template's texts. UserError with the template's words if it refuses or fails."""
     turns = [[{"role": m.role, "content": m.content} for m in chat] for chat in chats]
+    apply = tokenizer.apply_chat_template
     try:
-        texts = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation
-        )
+        if getattr(apply, "__func__", None) is PreTrainedTokenizerBase.apply_chat_template:
+            # What it does after checks that take as long.
+            texts, _ = render_jinja_template(
+                conversations=turns,
+                chat_template=tokenizer.get_chat_template(),
+                add_generation_prompt=generation,
+                **tokenizer.special_tokens_map,
+            )
+        else:  # a tokenizer with its own
+            texts = [
+                cast(str, apply(chat, tokenize=False, add_generation_prompt=generation))
+                for chat in turns
+            ]
     except Exception as error:  # a template is a program, and may fail in any way
         words = " ".join(str(error).split())
         if type(error) is jinja2.TemplateError:  # what its raise_exception raises
@@ -315,7 +334,7 @@ def _render(
         else:
             problem = f"fails on this prompt: {type(error).__name__}: {words}"
         raise UserError(f"the tokenizer's chat template {problem}") from None
-    return cast(list[str], texts)
+    return texts
 
 
 def _masked(
