@@ -25,18 +25,19 @@ Left out: tools, documents and images; dates that a template takes from the cloc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from s2srm.data.encoding import (
     ControlTokens,
-    Rendered,
     control_tokens,
     encode_continuing,
     encode_rendered,
@@ -44,9 +45,6 @@ from s2srm.data.encoding import (
 )
 from s2srm.data.schema import Message
 from s2srm.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +56,7 @@ _USER = Message("user", "\U000ff003")
 # What answers begin with.
 _TYPICAL = ("I", "The", "Yes", "a")
 
-T = TypeVar("T")
 Cut = Literal["generation prompt", "spaces", "white space"]
-
-
-class Latest:
-    """The latest value of each name, kept for as long as its key stays the same."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[Any, Any]] = {}
-
-    def get(self, name: str, key: Any, compute: Callable[[], T]) -> T:
-        if name not in self._known or self._known[name][0] != key:
-            self._known[name] = (key, compute())
-        return self._known[name][1]
 
 
 @dataclass(frozen=True)
@@ -79,22 +64,20 @@ class ChatForm:
     """What a chat template writes around an answer.
 
     control    special tokens, and added ones that frame turns
-    frame      those of them that the template writes
+    control_ids  their ids
     cut        where a prompt ends, see above
     lead, end  between the last answer and its end-of-turn token, and that token; "" if none
     after      all that follows the last answer
     eos_id     ends a response; None if the template writes no end of turn
-    latest     the latest prompt and its ids: the responses of a row ask for them again
     """
 
     control: ControlTokens
-    frame: tuple[str, ...]
+    control_ids: frozenset[int]
     cut: Cut
     lead: str
     end: str
     after: str
     eos_id: int | None
-    latest: Latest = field(default_factory=Latest, compare=False, repr=False)
 
 
 _forms: WeakKeyDictionary[Any, dict[str, ChatForm]] = WeakKeyDictionary()
@@ -124,50 +107,52 @@ def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
     return known[template]
 
 
-def encode_chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> list[int]:
-    """Ids of a conversation up to where the answer begins. UserError if it cannot have one."""
-    form = chat_form(tokenizer)
-    masked, masks = _masked(form.control, messages)
-    text = _prompt_text(tokenizer, form, masked)
-    return list(_head_ids(tokenizer, form, "prompt", Rendered(text, masks)))
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answers: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Ids of a conversation up to where an answer begins, and of each answer behind it.
 
-
-def encode_chat_answer(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
-) -> list[int]:
-    """Ids of an answer after encode_chat_prompt's, with what the template writes around it.
-
-    The end-of-turn token is left out. UserError if the template changes the prompt's text.
+    An answer has with it what the template writes around it, but not the end of turn. UserError if
+    the template refuses the conversation or an answer changes the prompt's text.
     """
     form = chat_form(tokenizer)
-    if not answer.strip():
-        return []  # whatever the template writes around it
-    masked, masks = _masked(form.control, [*messages, Message("assistant", answer)])
-    prompt = _prompt_text(tokenizer, form, masked[:-1])
-    whole = _to_end_of_turn(form, _render(tokenizer, masked))
-    if not whole.startswith(prompt):
+    masked, masks = _masked(
+        form.control, [*messages, *(Message("assistant", answer) for answer in answers)]
+    )
+    turns = masked[: len(messages)]
+    # Without text there is no answer, whatever the template writes around it.
+    spoken = [answer for answer in masked[len(messages) :] if answer.content.strip()]
+    wholes = _render(tokenizer, *([*turns, answer] for answer in spoken))
+    prompt = _prompt_text(tokenizer, form, turns, wholes)
+    wholes = [_to_end_of_turn(form, whole) for whole in wholes]
+    if not all(whole.startswith(prompt) for whole in wholes):
         raise UserError("the chat template writes the prompt otherwise before this response")
 
-    def encode(text: str) -> list[int]:
-        return encode_rendered(tokenizer, Rendered(text, masks), form.control)
+    def encode(texts: list[str]) -> list[list[int]]:
+        return encode_rendered(tokenizer, texts, masks, form.control)
 
     # Control tokens cut a text: what stands before the last of them does not change the rest.
-    start = 0
-    if tokenizer.is_fast:
-        start = max([0, *(prompt.rfind(token) for token in form.frame)])
-    head = Rendered(prompt[start:], masks)
-    before = _head_ids(tokenizer, form, "head" if start else "prompt", head)
-    ids = encode(whole[start:])
-    if ids[: len(before)] == before:
-        ids = ids[len(before) :]
-    else:
-        ids = encode_continuing(encode, whole[len(prompt) :])
-    if form.end:
-        assert ids[-1] == form.eos_id
-        ids.pop()
-    return ids
+    marks = list(form.control.literal.finditer(prompt)) if tokenizer.is_fast else []
+    start = marks[-1].start() if marks else 0
+    prompt_ids, *encoded = encode([prompt, *(whole[start:] for whole in wholes)])
+    head = prompt_ids
+    if start and wholes:
+        places = [i for i, token in enumerate(prompt_ids) if token in form.control_ids]
+        # Unless the tokenizer missed one, or has unknown text, they are those in the text.
+        matched = len(places) == len(marks)
+        head = prompt_ids[places[-1] :] if matched else encode([prompt[start:]])[0]
+    answer_ids = []
+    for whole, ids in zip(wholes, encoded, strict=True):
+        if ids[: len(head)] == head:
+            ids = ids[len(head) :]
+        else:
+            ids = encode_continuing(lambda text: encode([text])[0], whole[len(prompt) :])
+        if form.end:
+            assert ids[-1] == form.eos_id
+            ids.pop()
+        answer_ids.append(ids)
+    found = iter(answer_ids)
+    return prompt_ids, [next(found) if answer.strip() else [] for answer in answers]
 
 
 def encode_chat_separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
@@ -180,7 +165,7 @@ def encode_chat_separator(tokenizer: PreTrainedTokenizerBase, separator: str) ->
         text = text[len(form.lead) :]  # it belongs to the response, as at the end of the chat
 
     def encode(text: str) -> list[int]:
-        return encode_rendered(tokenizer, Rendered(text, masks), form.control)
+        return encode_rendered(tokenizer, [text], masks, form.control)[0]
 
     if form.control.literal.match(text):
         return encode(text)
@@ -188,10 +173,11 @@ def encode_chat_separator(tokenizer: PreTrainedTokenizerBase, separator: str) ->
 
 
 def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
-    before, after = _around(_render(tokenizer, (_USER, _ANSWER)), _ANSWER.content)
-    bare, generation = _render(tokenizer, (_USER,)), _render(tokenizer, (_USER,), generation=True)
-    turns = (_USER, _EARLIER, _USER, _ANSWER)
-    first, rest = _around(_render(tokenizer, turns), _EARLIER.content)
+    whole, bare = _render(tokenizer, (_USER, _ANSWER), (_USER,))
+    (generation,) = _render(tokenizer, (_USER,), generation=True)
+    (turns,) = _render(tokenizer, (_USER, _EARLIER, _USER, _ANSWER))
+    before, after = _around(whole, _ANSWER.content)
+    first, rest = _around(turns, _EARLIER.content)
     opening, between = first.partition(_USER.content)[0], rest.partition(_USER.content)[0]
     if generation != bare and first.startswith(generation):
         first = generation  # the rest is the answer's: an empty <think> block, which is text
@@ -205,7 +191,7 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
         eos = "" if eos in opening else eos
     form = ChatForm(
         control=control,
-        frame=tuple(token for token in control.ids if any(token in text for text in written)),
+        control_ids=frozenset(control.ids.values()),
         cut="spaces",
         lead=lead,
         end=end,
@@ -222,7 +208,7 @@ def _find_cut(
 
     def encode(text: str) -> list[int]:
         text = text.replace(_USER.content, "Hi")
-        return encode_rendered(tokenizer, Rendered(text, {}), form.control)
+        return encode_rendered(tokenizer, [text], {}, form.control)[0]
 
     places: dict[Cut, str] = {"spaces": before.rstrip(" "), "white space": before.rstrip()}
     if before.startswith(generation) and (
@@ -298,37 +284,49 @@ def _to_end_of_turn(form: ChatForm, whole: str) -> str:
 
 
 def _prompt_text(
-    tokenizer: PreTrainedTokenizerBase, form: ChatForm, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase,
+    form: ChatForm,
+    messages: Sequence[Message],
+    wholes: Sequence[str] = (),
 ) -> str:
-    def compute() -> str:
-        before, _ = _around(_render(tokenizer, [*messages, _ANSWER]), _ANSWER.content)
-        if form.cut == "generation prompt":
-            generation = _render(tokenizer, messages, generation=True)
-            if before.startswith(generation):
-                return generation.rstrip(" ")
-            _warn_once(
-                "the chat template writes some prompts otherwise when an answer follows (a system "
-                "turn may be missing); its text for the whole conversation is what counts"
-            )
-        return before.rstrip(None if form.cut == "white space" else " ")
-
-    return form.latest.get("text", messages, compute)
-
-
-def _head_ids(
-    tokenizer: PreTrainedTokenizerBase, form: ChatForm, name: str, head: Rendered
-) -> list[int]:
-    key = (head.text, tuple(head.masks.items()))
-    return form.latest.get(name, key, lambda: encode_rendered(tokenizer, head, form.control))
+    """The text up to where an answer begins; wholes are the conversation with answers."""
+    generation = None
+    if form.cut == "generation prompt":
+        (generation,) = _render(tokenizer, messages, generation=True)
+        if wholes and all(whole.startswith(generation) for whole in wholes):
+            return generation.rstrip(" ")
+    (whole,) = _render(tokenizer, [*messages, _ANSWER])
+    before, _ = _around(whole, _ANSWER.content)
+    if generation is not None:
+        if before.startswith(generation):
+            return generation.rstrip(" ")
+        _warn_once(
+            "the chat template writes some prompts otherwise when an answer follows (a system "
+            "turn may be missing); its text for the whole conversation is what counts"
+        )
+    return before.rstrip(None if form.cut == "white space" else " ")
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation: bool = False
-) -> str:
-    """The chat template's text. UserError with the template's words if it refuses or fails."""
-    chat = [{"role": m.role, "content": m.content} for m in messages]
+    tokenizer: PreTrainedTokenizerBase, *chats: Sequence[Message], generation: bool = False
+) -> list[str]:
+    """The chat template's texts. UserError with the template's words if it refuses or fails."""
+    turns = [[{"role": m.role, "content": m.content} for m in chat] for chat in chats]
+    apply = tokenizer.apply_chat_template
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
+        if getattr(apply, "__func__", None) is PreTrainedTokenizerBase.apply_chat_template:
+            # What it does after checks that take as long.
+            texts, _ = render_jinja_template(
+                conversations=turns,
+                chat_template=tokenizer.get_chat_template(),
+                add_generation_prompt=generation,
+                **tokenizer.special_tokens_map,
+            )
+        else:  # a tokenizer with its own
+            texts = [
+                cast(str, apply(chat, tokenize=False, add_generation_prompt=generation))
+                for chat in turns
+            ]
     except Exception as error:  # a template is a program, and may fail in any way
         words = " ".join(str(error).split())
         if type(error) is jinja2.TemplateError:  # what its raise_exception raises
@@ -336,7 +334,7 @@ def _render(
         else:
             problem = f"fails on this prompt: {type(error).__name__}: {words}"
         raise UserError(f"the tokenizer's chat template {problem}") from None
-    return cast(str, text)
+    return texts
 
 
 def _masked(
@@ -362,7 +360,7 @@ def _warn_once(message: str) -> None:
 
 
 def _warn_of_dates(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    if "strftime_now" in template and str(date.today().year) in _render(tokenizer, (_USER,)):
+    if "strftime_now" in template and str(date.today().year) in _render(tokenizer, (_USER,))[0]:
         logger.warning(
             "the chat template writes today's date into prompts: models trained on another day "
             "read another date; write a fixed one into the template to repeat a run"

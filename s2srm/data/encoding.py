@@ -15,7 +15,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken
@@ -49,14 +49,6 @@ class ControlTokens:
     never: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A chat as text. The characters in masks stand for control tokens' text in the content."""
-
-    text: str
-    masks: Mapping[str, str]
-
-
 _control: WeakKeyDictionary[Any, dict[frozenset[str], ControlTokens]] = WeakKeyDictionary()
 _renamed: WeakKeyDictionary[Any, dict[frozenset[str], _Renamed]] = WeakKeyDictionary()
 
@@ -76,37 +68,41 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     UserError if the tokenizer can write a part of it as a control token only.
     """
-    ids = _encode(tokenizer, text, split_special_tokens=True)
+    return encode_texts(tokenizer, [text])[0]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """encode_text of each text."""
+    encoded = _encode(tokenizer, texts, split_special_tokens=True)
     control = control_tokens(tokenizer)
-    _check_control(control, ids, [])
-    return ids
+    for ids in encoded:
+        _check_control(control, ids, [])
+    return encoded
 
 
 def encode_markup(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text that we wrote, in which special tokens are meant; nothing is added to it."""
-    return _encode(tokenizer, text, split_special_tokens=False)
+    return _encode(tokenizer, [text], split_special_tokens=False)[0]
 
 
 def encode_rendered(
-    tokenizer: PreTrainedTokenizerBase, rendered: Rendered, control: ControlTokens
-) -> list[int]:
-    """Ids of a rendered chat, or of a part of one; BOS is there where the template writes it.
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    masks: Mapping[str, str],
+    control: ControlTokens,
+) -> list[list[int]]:
+    """Ids of rendered chats, or of parts of them; BOS is there where the template writes it.
 
-    UserError if the tokenizer can write a part of the content as a control token only.
+    The characters in masks stand for control tokens' text in the content. UserError if the
+    tokenizer can write a part of the content as a control token only.
     """
-    written = [control.ids[token] for token in control.literal.findall(rendered.text)]
-    if not any(mask in rendered.text for mask in rendered.masks):
-        ids = encode_markup(tokenizer, rendered.text)
-        if sum(map(control.never.__contains__, ids)) <= len(written):
-            return ids
-        # A normalizer made a control token of the content, as a lowercasing one does of "<EOS>".
-    renamed = _renamed.setdefault(tokenizer, {})
-    markup = frozenset(control.ids)
-    if markup not in renamed:
-        renamed[markup] = _Renamed(tokenizer, control)
-    ids = renamed[markup].encode(rendered)
-    _check_control(control, ids, written)
-    return ids
+    encoded = _encode(tokenizer, texts, split_special_tokens=False)
+    for i, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
+        num_found = sum(map(control.never.__contains__, ids))
+        # More than were written: a normalizer made one of the content, of "<EOS>" in lower case.
+        if any(mask in text for mask in masks) or num_found > len(control.literal.findall(text)):
+            encoded[i] = _encode_renamed(tokenizer, text, masks, control)
+    return encoded
 
 
 def encode_continuing(encode: Callable[[str], list[int]], text: str) -> list[int]:
@@ -142,6 +138,19 @@ def mask_control(
     return contents, masks
 
 
+def _encode_renamed(
+    tokenizer: PreTrainedTokenizerBase, text: str, masks: Mapping[str, str], control: ControlTokens
+) -> list[int]:
+    renamed = _renamed.setdefault(tokenizer, {})
+    markup = frozenset(control.ids)
+    if markup not in renamed:
+        renamed[markup] = _Renamed(tokenizer, control)
+    ids = renamed[markup].encode(text, masks)
+    written = [control.ids[token] for token in control.literal.findall(text)]
+    _check_control(control, ids, written)
+    return ids
+
+
 class _Renamed:
     """The tokenizer with private-use characters as names of its control tokens.
 
@@ -173,13 +182,11 @@ class _Renamed:
         }
         self._literal = control.literal
 
-    def encode(self, rendered: Rendered) -> list[int]:
-        if any(name in rendered.text for name in self._names.values()):
+    def encode(self, text: str, masks: Mapping[str, str]) -> list[int]:
+        if any(name in text for name in self._names.values()):
             raise UserError("the text contains control tokens' text and private-use characters")
-        text, num_written = self._literal.subn(
-            lambda match: self._names[match.group(0)], rendered.text
-        )
-        for mask, token in rendered.masks.items():
+        text, num_written = self._literal.subn(lambda match: self._names[match.group(0)], text)
+        for mask, token in masks.items():
             text = text.replace(mask, token)
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if sum(i in self._ids for i in ids) != num_written:
@@ -237,16 +244,23 @@ def _check_control(control: ControlTokens, ids: list[int], written: list[int]) -
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool
-) -> list[int]:
-    encoded = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=split_special_tokens,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    return list(encoded["input_ids"])
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, split_special_tokens: bool
+) -> list[list[int]]:
+    if not tokenizer.is_fast:
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return cast(list[list[int]], encoded["input_ids"])
+    # What the call above does with it, without places of tokens in the text: they take a third.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = split_special_tokens
+    return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _all_special(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[int]]:

@@ -114,9 +114,11 @@ def tokenise_preferences(
     """
 
     def convert(row: Preference) -> TokenisedPreference:
-        prompt = _prompt_ids(row, tokenizer, template, cfg)
-        chosen = _response_ids(row, row.chosen, "chosen", tokenizer, template, cfg)
-        rejected = _response_ids(row, row.rejected, "rejected", tokenizer, template, cfg)
+        responses = (row.chosen, row.rejected)
+        prompt, (chosen, rejected) = template.encode(tokenizer, row.prompt, responses)
+        _check_prompt(prompt, cfg)
+        _check_response(chosen, "chosen", cfg)
+        _check_response(rejected, "rejected", cfg)
         if chosen == rejected:
             # No token says which one is better: the RM would learn to copy, a scalar RM nothing.
             raise UserError("the chosen and rejected texts have the same tokens")
@@ -142,8 +144,9 @@ def tokenise_demonstrations(
     """Demonstrations as ids, and the number of rows skipped; see tokenise_preferences."""
 
     def convert(row: Demonstration) -> TokenisedDemonstration:
-        prompt = _prompt_ids(row, tokenizer, template, cfg)
-        response = _response_ids(row, row.response, "response", tokenizer, template, cfg)
+        prompt, (response,) = template.encode(tokenizer, row.prompt, (row.response,))
+        _check_prompt(prompt, cfg)
+        _check_response(response, "response", cfg)
         _check_positions(len(prompt) + len(response) + 1, model_max, "prompt and response")
         return TokenisedDemonstration(prompt, response, row.where)
 
@@ -165,7 +168,8 @@ def tokenise_prompts(
     """
 
     def convert(row: Prompt) -> TokenisedPrompt:
-        prompt = _prompt_ids(row, tokenizer, template, cfg)
+        prompt = template.encode_prompt(tokenizer, row.prompt)
+        _check_prompt(prompt, cfg)
         _check_positions(len(prompt) + reserve, model_max, f"prompt and {reserve} tokens after it")
         return TokenisedPrompt(prompt, row.where)
 
@@ -194,31 +198,16 @@ def _tokenise(
     return tokenised, len(rows) - len(tokenised)
 
 
-def _prompt_ids(
-    row: Preference | Demonstration | Prompt,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    cfg: DataConfig,
-) -> list[int]:
-    ids = template.encode_prompt(tokenizer, row.prompt)
+def _check_prompt(ids: Sequence[int], cfg: DataConfig) -> None:
     if not ids:
         raise UserError("the prompt gives no tokens")
     if len(ids) > cfg.max_prompt_tokens:
         raise _TooLong(
             f"the prompt has {len(ids)} tokens, over data.max_prompt_tokens {cfg.max_prompt_tokens}"
         )
-    return ids
 
 
-def _response_ids(
-    row: Preference | Demonstration,
-    text: str,
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    cfg: DataConfig,
-) -> list[int]:
-    ids = template.encode_response(tokenizer, text, row.prompt)
+def _check_response(ids: Sequence[int], name: str, cfg: DataConfig) -> None:
     if not ids:
         raise UserError(f"the {name} text gives no tokens")
     if len(ids) + 1 > cfg.max_response_tokens:
@@ -226,7 +215,6 @@ def _response_ids(
             f"the {name} text has {len(ids) + 1} tokens with its end of sequence, over "
             f"data.max_response_tokens {cfg.max_response_tokens}"
         )
-    return ids
 
 
 def _check_positions(length: int, model_max: int | None, what: str) -> None:

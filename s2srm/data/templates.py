@@ -33,11 +33,10 @@ from s2srm.config import TemplateConfig
 from s2srm.data.chat import (
     chat_form,
     chat_template_text,
-    encode_chat_answer,
-    encode_chat_prompt,
+    encode_chat,
     encode_chat_separator,
 )
-from s2srm.data.encoding import encode_continuing, encode_markup, encode_text
+from s2srm.data.encoding import encode_continuing, encode_markup, encode_text, encode_texts
 from s2srm.data.schema import Message, PromptText
 from s2srm.errors import UserError
 
@@ -88,38 +87,44 @@ class Template:
             )
         return _build_plain(tokenizer, PLAIN_SEPARATOR if cfg.separator is None else cfg.separator)
 
-    def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptText) -> list[int]:
-        """Ids of a prompt up to where the response begins.
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: PromptText, responses: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Ids of a prompt up to where a response begins, and of responses to it, without EOS.
 
-        Messages in a plain template become "\\n\\nHuman: ..\\n\\nAssistant:", with the text of a
-        system message before them; text in a chat template becomes one user turn.
+        plain: messages become "\\n\\nHuman: ..\\n\\nAssistant:", with the text of a system message
+        before them. One space is put before a response, unless it or the end of the prompt's text
+        is white space already. chat: a prompt of text becomes one user turn, and what the template
+        writes around a response is part of it.
         """
         if not isinstance(prompt, str) and prompt[-1].role == "assistant":
             raise UserError(
                 "the prompt's last turn is the assistant's, which a response cannot follow: "
                 "end it with a user turn"
             )
-        if self.kind == "plain":
-            text = prompt if isinstance(prompt, str) else plain_dialogue(prompt)
-            return [*self.prompt_ids, *encode_text(tokenizer, text)]
-        return encode_chat_prompt(tokenizer, _messages(prompt))
+        if self.kind == "chat":
+            messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+            return encode_chat(tokenizer, messages, responses)
+        text = prompt if isinstance(prompt, str) else plain_dialogue(prompt)
+        after_space = isinstance(prompt, str) and prompt[-1:].isspace()
+        spaced = [not after_space and not response[:1].isspace() for response in responses]
+        apart = [self.response_prefix + r for r, s in zip(responses, spaced, strict=True) if s]
+        ids, *encoded = encode_texts(tokenizer, [text, *apart])
+        found = iter(encoded)
+        return [*self.prompt_ids, *ids], [
+            next(found) if space else encode_continuing(partial(encode_text, tokenizer), response)
+            for response, space in zip(responses, spaced, strict=True)
+        ]
+
+    def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptText) -> list[int]:
+        """Ids of a prompt up to where the response begins, see encode."""
+        return self.encode(tokenizer, prompt, ())[0]
 
     def encode_response(
         self, tokenizer: PreTrainedTokenizerBase, text: str, prompt: PromptText | None = None
     ) -> list[int]:
-        """Ids of a response after those of its prompt, without EOS.
-
-        The plain template puts one space before it, unless the response or the end of the prompt
-        (where one is given) is white space already. The chat template's own text around the
-        response is part of it; without a prompt it is rendered after a user turn of one letter.
-        """
-        if self.kind == "chat":
-            messages = _messages("x" if prompt is None else prompt)
-            return encode_chat_answer(tokenizer, messages, text)
-        prompt_ends_in_space = isinstance(prompt, str) and prompt[-1:].isspace()
-        if text[:1].isspace() or prompt_ends_in_space:
-            return encode_continuing(partial(encode_text, tokenizer), text)
-        return encode_text(tokenizer, self.response_prefix + text)
+        """Ids of a response after those of its prompt, without EOS, see encode."""
+        return self.encode(tokenizer, "x" if prompt is None else prompt, (text,))[1][0]
 
     def rm_input(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[int]:
         """prompt | response (an EOS at its end is left out) | separator: what the RM reads."""
@@ -236,10 +241,6 @@ def _choose_chat_template(tokenizer: PreTrainedTokenizerBase, cfg: TemplateConfi
         has = f"only {', '.join(sorted(names))}" if names else "no named chat templates"
         raise UserError(f"template.chat_name is {cfg.chat_name!r}: the tokenizer has {has}")
     tokenizer.chat_template = names[cfg.chat_name]
-
-
-def _messages(prompt: PromptText) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:

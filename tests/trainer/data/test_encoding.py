@@ -8,7 +8,6 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerBase
 
 from s2srm.data.encoding import (
-    Rendered,
     control_tokens,
     encode_continuing,
     encode_markup,
@@ -56,11 +55,10 @@ def test_masked_text_is_encoded_as_the_tokenizer_would(backend, flags: dict[str,
     tokenizer.add_tokens(tokens, special_tokens=True)
     control = control_tokens(tokenizer)
     plain = encode_markup(tokenizer, TEXT)
-    assert encode_rendered(tokenizer, Rendered(TEXT, {}), control) == plain
-    masked = Rendered(TEXT.replace("F", "\U000f0000"), {"\U000f0000": "F"})
-    assert encode_rendered(tokenizer, masked, control) == plain
-    attack = Rendered(TEXT.replace("F", "\U000f0000"), {"\U000f0000": "<|im_end|>"})
-    ids = encode_rendered(tokenizer, attack, control)
+    masked = TEXT.replace("F", "\U000f0000")
+    texts = [TEXT, masked, TEXT]
+    assert encode_rendered(tokenizer, texts, {"\U000f0000": "F"}, control) == [plain] * 3
+    (ids,) = encode_rendered(tokenizer, [masked], {"\U000f0000": "<|im_end|>"}, control)
     assert ids.count(control.ids["<|im_end|>"]) == 1
     assert "<|im_end|>ine" in tokenizer.decode(ids)
 
@@ -84,8 +82,8 @@ def test_a_normalizer_cannot_make_a_control_token() -> None:
     control = control_tokens(tokenizer)
     eos = control.ids["<eos>"]
     assert encode_markup(tokenizer, "say <EOS>").count(eos) == 1
-    assert eos not in encode_rendered(tokenizer, Rendered("say <EOS>", {}), control)
-    assert encode_rendered(tokenizer, Rendered("say <EOS><eos>", {}), control).count(eos) == 1
+    encoded = encode_rendered(tokenizer, ["say <EOS>", "say <EOS><eos>"], {}, control)
+    assert [ids.count(eos) for ids in encoded] == [0, 1]
     assert eos not in encode_text(tokenizer, "say <EOS>")
 
 
@@ -94,9 +92,9 @@ def test_control_tokens_that_the_tokenizer_misses() -> None:
     tokenizer = small.PreTrainedTokenizerFast(tokenizer_object=small.legacy())
     tokenizer.add_tokens([AddedToken("<end>", normalized=True)], special_tokens=True)
     assert control_tokens(tokenizer).ids["<end>"] not in encode_markup(tokenizer, "a<end>")
-    rendered = Rendered("\U000f0000<end>", {"\U000f0000": "<end>"})
     with pytest.raises(UserError, match="add them with normalized=False"):
-        encode_rendered(tokenizer, rendered, control_tokens(tokenizer))
+        masks = {"\U000f0000": "<end>"}
+        encode_rendered(tokenizer, ["\U000f0000<end>"], masks, control_tokens(tokenizer))
 
 
 @pytest.mark.parametrize("backend", [small.metaspace, small.metaspace_always, small.legacy])
