@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ def test_no_micro_batch_at_all_leaves_the_weights() -> None:
     before = copy.deepcopy(dict(engine.module.named_parameters()))
     assert float(run_microbatches(engine, [], lambda batch: batch)) == 0.0
     assert engine.step().grad_norm == 0.0
+    for name, parameter in engine.module.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_leaves_the_weights(bad: float, clip: float) -> None:
+    """Clipping by such a norm would spread it over every weight."""
+    engine = engine_for(OptimConfig(**{**vars(SGD), "max_grad_norm": clip}))
+    before = copy.deepcopy(dict(engine.module.named_parameters()))
+    engine.backward(engine.train_forward(pack(SEGMENTS)))
+    parameter = next(engine.module.parameters())
+    assert parameter.grad is not None
+    parameter.grad.view(-1)[0] = bad
+    assert not math.isfinite(engine.step().grad_norm)
     for name, parameter in engine.module.named_parameters():
         assert torch.equal(parameter, before[name])
 
