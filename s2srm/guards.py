@@ -64,7 +64,10 @@ def check_local_loss(local: Tensor, place: Place) -> None:
 
 
 def check_gradient(info: StepInfo, place: Place) -> None:
-    """After the step, which is where an engine knows the norm over all ranks."""
+    """After the step, which is where an engine knows the norm over all ranks.
+
+    The torch engine has left the weights alone then; DeepSpeed's have been updated.
+    """
     if not math.isfinite(info.grad_norm):
         place.stop("norm of the gradient", info.grad_norm, place.norm_name)
 

@@ -63,7 +63,10 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self) -> StepInfo:
-        """Clip, update the weights, clear the gradients, advance the learning rate."""
+        """Clip, update the weights, clear the gradients, advance the learning rate.
+
+        Whoever calls it looks at the norm: one that is not finite ends the run.
+        """
 
     @abstractmethod
     def pieces(self) -> list[Piece]:

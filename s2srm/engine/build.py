@@ -9,12 +9,14 @@ from functools import cache
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from s2srm import distributed
 from s2srm.config import EngineConfig, OptimConfig
 from s2srm.engine.base import Engine
 from s2srm.engine.torch_engine import TorchEngine
 from s2srm.errors import UserError
+from s2srm.models.attention import MEANINGS, SDPA
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.check import check_batch, fault_of
 from s2srm.models.trunk import own_attention, takes_packed
@@ -50,29 +52,40 @@ def build_engine(
 
 
 def check_model(engine: Engine) -> None:
-    """Hold the model to check.py; take sequences one by one where packed ones come out wrong.
+    """Hold the model to check.py in each manner that it can take, the fastest first.
 
-    What is chosen and why is logged once. UserError if the model is wrong either way. All ranks
-    must call it.
+    Packed by the attention function that was chosen, packed by SDPA (which can do what kernels may
+    not, such as softcaps), and one sequence at a time with the model's own attention. What is
+    chosen and why is logged once. UserError if the model is wrong in all. All ranks must call it.
     """
     module = engine.module
     if not isinstance(module, PackedCausalLM | PackedValueModel):
         return
     lm = module.lm
     kind = lm.config.model_type
-    fault = None
-    if takes_packed(lm):
-        fault = _fault(engine)
+    first, *others = _manners(lm)
+    if not takes_packed(lm):
+        log_change(kind, first, "its attention has no interface for packed batches")
+    fault = _fault(engine)
+    for attention in others:
         if fault is None:
             return
-        lm.set_attn_implementation(own_attention(lm))
-    log_one_by_one(kind, fault or "its attention has no interface for packed batches")
-    fault = _fault(engine)
+        log_change(kind, attention, fault)
+        lm.set_attn_implementation(attention)
+        fault = _fault(engine)
     if fault is not None:
         raise UserError(
             f"{module.where}: {kind} models are not supported: {fault}; take another causal "
             "language model"
         )
+
+
+def _manners(lm: PreTrainedModel) -> list[str]:
+    """Attention functions to try one after the other."""
+    first = str(lm.config._attn_implementation)
+    if not takes_packed(lm):
+        return [first]
+    return list(dict.fromkeys([first, SDPA, own_attention(lm)]))
 
 
 def _fault(engine: Engine) -> str | None:
@@ -89,10 +102,11 @@ def _fault(engine: Engine) -> str | None:
 
 
 @cache
-def log_one_by_one(kind: str, reason: str) -> None:
+def log_change(kind: str, attention: str, reason: str) -> None:
     """Said once for an architecture, on rank 0."""
     if distributed.is_main():
-        logger.warning("%s models take one sequence at a time, which is slower: %s", kind, reason)
+        manner = MEANINGS.get(attention, "one sequence at a time, which is slower")
+        logger.warning("%s models take %s: %s", kind, manner, reason)
 
 
 def engine_kind(cfg: EngineConfig) -> str:

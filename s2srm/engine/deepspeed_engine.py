@@ -1,9 +1,9 @@
 """DeepSpeed ZeRO, stages 0 to 3, with our loss convention and our optimisers.
 
 DeepSpeed's own habits that are undone here: it clips gradients at 1.0 unless told otherwise,
-averages them over ranks, divides the loss by a fixed number of accumulation steps, looks for MPI
-without torchrun's variables, compiles a shared-memory operator at its first start on a CPU (used
-only by tensor-parallel inference), and logs a page.
+averages them over ranks, divides the loss by a fixed number of accumulation steps, adds up
+bfloat16 gradients in bfloat16, looks for MPI without torchrun's variables, compiles a shared-memory
+operator at its first start on a CPU (used only by tensor-parallel inference), and logs a page.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -47,13 +48,16 @@ class DeepSpeedEngine(Engine):
         self.optim = optim
         self.total_steps = total_steps
         self.num_steps = 0
-        self.stage = cfg.zero_stage
-        self.replicated = self.stage == 0
         config = deepspeed_config(cfg, optim, torch.float32)
         self.module = factory(config if cfg.zero_stage == 3 else None)
         dtype = next(self.module.parameters()).dtype
         if dtype == torch.float64:
             raise UserError("model.precision float64 needs engine.kind torch")
+        if cfg.zero_stage == 0 and dtype == torch.bfloat16:
+            cfg = replace(cfg, zero_stage=1)
+            log_once("ZeRO-1 instead of 0: DeepSpeed adds bfloat16 gradients in float32 from 1 on")
+        self.stage = cfg.zero_stage
+        self.replicated = self.stage == 0
         if optim is None:
             self.module.requires_grad_(False)
         self.optimizer = None if optim is None else build_optimizer(self.module, optim)
@@ -155,9 +159,12 @@ def import_deepspeed() -> ModuleType:
     try:
         import deepspeed
         import deepspeed.ops
+        from deepspeed.runtime import bf16_optimizer
     except ImportError as error:
         raise UserError(f"engine.kind deepspeed: it cannot be imported: {error}") from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It prints the memory in use a dozen times.
+    bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None
     # torch 2.13 renames collectives that deepspeed 0.19 calls by their old names.
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -179,6 +186,8 @@ def deepspeed_config(
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # Over micro-batches: in bfloat16 a small gradient vanishes beside a large sum.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "bf16": {"enabled": dtype == torch.bfloat16},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,

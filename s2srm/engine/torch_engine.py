@@ -68,6 +68,9 @@ class TorchEngine(Engine):
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         parameters = [p for p in trained if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not norm.isfinite():
+            # The weights stay as they are; the caller stops at this norm (guards.py).
+            return StepInfo(float(norm), lr)
         if self.optim.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
         self.optimizer.step()

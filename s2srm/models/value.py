@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -21,6 +22,18 @@ from s2srm.models.trunk import own_hidden, trunk_forward
 from s2srm.packing import Packed
 
 SCORE_FILE = "score_head.safetensors"
+
+
+class ScoreHead(nn.Linear):
+    """hidden @ weight.T + bias with products and sums in float32, or float64 in such a model.
+
+    The parameters have the model's dtype, as ZeRO-3 demands of all that it partitions; the
+    engines train them through float32 copies.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return F.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class PackedValueModel(nn.Module):
@@ -46,7 +59,7 @@ class PackedValueModel(nn.Module):
         embedding = lm.get_input_embeddings()
         if head is not None and head.weight is not embedding.weight:
             head.requires_grad_(False)
-        self.score = nn.Linear(width, 1, dtype=_score_dtype(lm))
+        self.score = ScoreHead(width, 1, dtype=lm.dtype)
         weight = torch.zeros(1, width)
         if init == "normal":
             generator = torch.Generator().manual_seed(seed)
@@ -67,9 +80,7 @@ class PackedValueModel(nn.Module):
         """
         if op == "check":
             return self._check(batch)
-        hidden = trunk_forward(self.lm, batch)
-        values = self.score(hidden.to(self.score.weight.dtype))[:, 0]
-        return values if values.dtype == torch.float64 else values.float()
+        return self.score(trunk_forward(self.lm, batch))[:, 0]
 
     def _check(self, batch: Packed) -> Tensor:
         """See `check.differences`; hidden states are compared relative to the largest."""
@@ -112,6 +123,3 @@ def _hidden_width(lm: PreTrainedModel, head: nn.Module | None) -> int:
     width = getattr(head, "in_features", None)
     return int(lm.config.get_text_config().hidden_size if width is None else width)
 
-
-def _score_dtype(lm: PreTrainedModel) -> torch.dtype:
-    return torch.float64 if lm.dtype == torch.float64 else torch.float32

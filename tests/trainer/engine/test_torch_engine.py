@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import tiny_model
 from torch import nn
+from transformers import AttentionInterface
 
 from s2srm.config import EngineConfig, OptimConfig
-from s2srm.engine import build_engine, map_microbatches, run_microbatches
+from s2srm.engine import build, build_engine, map_microbatches, run_microbatches
 from s2srm.engine.build import engine_kind
 from s2srm.engine.torch_engine import TorchEngine
 from s2srm.errors import UserError
+from s2srm.models.attention import SDPA, VARLEN
 from s2srm.models.causal import PackedCausalLM
 from s2srm.packing import Packed, Segment, pack
 
@@ -72,6 +75,21 @@ def test_no_micro_batch_at_all_leaves_the_weights() -> None:
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_leaves_the_weights(bad: float, clip: float) -> None:
+    """Clipping by such a norm would spread it over every weight."""
+    engine = engine_for(OptimConfig(**{**vars(SGD), "max_grad_norm": clip}))
+    before = copy.deepcopy(dict(engine.module.named_parameters()))
+    engine.backward(engine.train_forward(pack(SEGMENTS)))
+    parameter = next(engine.module.parameters())
+    assert parameter.grad is not None
+    parameter.grad.view(-1)[0] = bad
+    assert not math.isfinite(engine.step().grad_norm)
+    for name, parameter in engine.module.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
 def test_frozen_engine_gives_no_gradient_and_no_step() -> None:
     engine = engine_for(None)
     assert not any(p.requires_grad for p in engine.module.parameters())
@@ -99,6 +117,33 @@ def test_a_model_with_other_logits_is_refused() -> None:
 
     with pytest.raises(UserError, match="folder/x: granite models are not supported: its logprobs"):
         build_engine(factory, EngineConfig(), None)
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("gemma2", SDPA), ("llama", SDPA), ("granite-sinks", "eager")]
+)
+def test_packed_sdpa_comes_before_one_by_one(
+    name: str, expected: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where torch's varlen kernels cannot do it: a softcap, a device, sinks."""
+    build.log_change.cache_clear()
+    lm = tiny_model(name.removesuffix("-sinks"))
+    lm.set_attn_implementation(VARLEN)
+    if expected == "eager":
+        monkeypatch.setattr(build, "own_attention", lambda lm: "eager")
+        sinks = AttentionInterface()[SDPA]
+        monkeypatch.setitem(
+            AttentionInterface._global_mapping,
+            SDPA,
+            lambda *args, **kwargs: sinks(*args, **kwargs, s_aux=torch.zeros(4)),
+        )
+    build_engine(lambda zero: PackedCausalLM(lm, "x"), EngineConfig(), None)
+    assert lm.config._attn_implementation == expected
+    said = [record.getMessage() for record in caplog.records if record.name == build.__name__]
+    assert "call per sequence: it raises" in said[0]
+    assert len(said) == 1 + (expected == "eager")
+    if expected == "eager":
+        assert "one sequence at a time" in said[1] and "sinks" in said[1]
 
 
 def test_engine_kinds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tiny_models import tiny_model
 
 from s2srm.errors import UserError
+from s2srm.models.attention import SDPA
 from s2srm.models.value import SCORE_FILE, PackedValueModel
 from s2srm.packing import Segment, pack
 
@@ -43,6 +44,49 @@ def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
     assert without == []
     assert model.lm.get_input_embeddings().weight.requires_grad
     assert model.lm.get_output_embeddings().weight.requires_grad == name.endswith("tied")
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("width", [16, 32])
+def test_scores_are_of_the_states_that_the_lm_head_reads(width: int, packs: bool) -> None:
+    """OPT-350m's are narrower (word_embed_proj_dim) than its layers."""
+    lm = tiny_model("opt", word_embed_proj_dim=width)
+    if packs:
+        lm.set_attn_implementation(SDPA)
+    model = PackedValueModel(lm, "normal")
+    assert model.score.weight.shape == (1, width)
+    values = model(BATCH)
+    own = tiny_model("opt", word_embed_proj_dim=width)
+    hidden: list[torch.Tensor] = []
+    own.lm_head.register_forward_hook(lambda module, inputs, output: hidden.append(inputs[0][0]))
+    for tokens in BATCH.tokens.split([4, 2]):
+        own(input_ids=tokens[None])
+    wanted = torch.cat(hidden) @ model.score.weight.detach().T
+    torch.testing.assert_close(values, wanted[:, 0], rtol=1e-4, atol=1e-5)
+    assert model.score.bias.item() == 0.0
+
+
+def test_bfloat16_scores_are_computed_in_float32() -> None:
+    """From float32 products and sums of bfloat16 weights, which is all that ZeRO-3 takes."""
+    model = PackedValueModel(tiny_model("llama", dtype=torch.bfloat16), "normal")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    scores = model.score(hidden)
+    wanted = hidden.double() @ model.score.weight.double().T + model.score.bias.double()
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), wanted, rtol=1e-6, atol=1e-7)
+    assert model(BATCH).dtype == torch.float32
+
+
+def test_a_float32_score_head_loads_into_a_bfloat16_model(tmp_path: Path) -> None:
+    """Earlier versions saved float32 heads beside bfloat16 weights."""
+    generator = torch.Generator().manual_seed(0)
+    saved = {"weight": torch.randn(1, 32, generator=generator), "bias": torch.tensor([0.3])}
+    save_file(saved, tmp_path / SCORE_FILE)
+    model = PackedValueModel(tiny_model("llama", dtype=torch.bfloat16))
+    assert model.load_score(tmp_path)
+    for name, tensor in model.score.named_parameters():
+        assert torch.equal(tensor, saved[name].bfloat16())
 
 
 def test_float64_stays_float64() -> None:

@@ -13,6 +13,7 @@ from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gemma3 import Gemma3TextConfig
 from transformers.models.granite import GraniteConfig
 from transformers.models.llama import LlamaConfig
+from transformers.models.opt import OPTConfig
 from transformers.models.phi import PhiConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
@@ -64,6 +65,9 @@ def tiny_config(name: str, **changes: Any) -> PretrainedConfig:
         case "bloom":
             ids = {name: values[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
             return BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **ids)
+        case "opt":
+            # Norms after the layers, as OPT-350m has them.
+            return OPTConfig(**values, ffn_dim=48, do_layer_norm_before=False)
     raise ValueError(name)
 
 
