@@ -331,10 +331,10 @@ def _render(
         if getattr(apply, "__func__", None) is PreTrainedTokenizerBase.apply_chat_template:
             # What it does after checks that take as long.
             texts, _ = render_jinja_template(
-                conversations=turns,
+                conversations=cast(Any, turns),
                 chat_template=tokenizer.get_chat_template(),
                 add_generation_prompt=generation,
-                **tokenizer.special_tokens_map,
+                **cast(dict[str, Any], tokenizer.special_tokens_map),
             )
         else:  # a tokenizer with its own
             texts = [
