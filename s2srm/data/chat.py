@@ -66,6 +66,7 @@ class ChatForm:
     control    special tokens, and added ones that frame turns
     control_ids  their ids
     cut        where a prompt ends, see above
+    spaces     no generation prompt, and at most spaces between the prompt and an answer
     lead, end  between the last answer and its end-of-turn token, and that token; "" if none
     after      all that follows the last answer
     eos_id     ends a response; None if the template writes no end of turn
@@ -74,6 +75,7 @@ class ChatForm:
     control: ControlTokens
     control_ids: frozenset[int]
     cut: Cut
+    spaces: bool
     lead: str
     end: str
     after: str
@@ -123,7 +125,7 @@ def encode_chat(
     # Without text there is no answer, whatever the template writes around it.
     spoken = [answer for answer in masked[len(messages) :] if answer.content.strip()]
     wholes = _render(tokenizer, *([*turns, answer] for answer in spoken))
-    prompt = _prompt_text(tokenizer, form, turns, wholes)
+    prompt = _prompt_text(tokenizer, form, turns, spoken, wholes)
     wholes = [_to_end_of_turn(form, whole) for whole in wholes]
     if not all(whole.startswith(prompt) for whole in wholes):
         raise UserError("the chat template writes the prompt otherwise before this response")
@@ -193,6 +195,7 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
         control=control,
         control_ids=frozenset(control.ids.values()),
         cut="spaces",
+        spaces=generation == bare and before.rstrip(" ") == bare.rstrip(" "),
         lead=lead,
         end=end,
         after=after,
@@ -287,9 +290,20 @@ def _prompt_text(
     tokenizer: PreTrainedTokenizerBase,
     form: ChatForm,
     messages: Sequence[Message],
+    answers: Sequence[Message] = (),
     wholes: Sequence[str] = (),
 ) -> str:
-    """The text up to where an answer begins; wholes are the conversation with answers."""
+    """The text up to where an answer begins; wholes are the conversation with each answer.
+
+    They tell it without another rendering, if they begin with the generation prompt or if all that
+    stands before an answer is the prompt.
+    """
+    if form.spaces and wholes:
+        ends = [answer.content + form.after for answer in answers]
+        begins = {w.removesuffix(e).rstrip(" ") for w, e in zip(wholes, ends, strict=True)}
+        bare = all(answer.content == answer.content.strip() for answer in answers)
+        if bare and len(begins) == 1 and all(map(str.endswith, wholes, ends)):
+            return begins.pop()
     generation = None
     if form.cut == "generation prompt":
         (generation,) = _render(tokenizer, messages, generation=True)
@@ -317,10 +331,10 @@ def _render(
         if getattr(apply, "__func__", None) is PreTrainedTokenizerBase.apply_chat_template:
             # What it does after checks that take as long.
             texts, _ = render_jinja_template(
-                conversations=turns,
+                conversations=cast(Any, turns),
                 chat_template=tokenizer.get_chat_template(),
                 add_generation_prompt=generation,
-                **tokenizer.special_tokens_map,
+                **cast(dict[str, Any], tokenizer.special_tokens_map),
             )
         else:  # a tokenizer with its own
             texts = [

@@ -256,7 +256,7 @@ def _encode(
         )
         return cast(list[list[int]], encoded["input_ids"])
     # What the call above does with it, without places of tokens in the text: they take a third.
-    backend = tokenizer.backend_tokenizer
+    backend = cast(Any, tokenizer).backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = split_special_tokens

@@ -241,3 +241,27 @@ def test_a_response_of_white_space_has_no_tokens() -> None:
         assert template.encode_response(tokenizer, "Yes") == (
             template.encode_response(tokenizer, "Yes", (ASK,))
         )
+
+
+def test_responses_together_are_what_they_are_alone(family: tuple[str, Family]) -> None:
+    """A row is encoded in one call, and its renderings stand for another."""
+    tokenizer = family[1].tokenizer()
+    template = Template.build(tokenizer, TemplateConfig())
+    answers = [*ANSWERS, "", "\nThe", "a<|im_end|></s> b"]
+    if family[0] == "alpaca-unigram":  # its model has a piece "</s>"
+        answers.pop()
+    prompt, together = template.encode(tokenizer, HISTORY, answers)
+    assert prompt == template.encode_prompt(tokenizer, HISTORY)
+    assert together == [template.encode_response(tokenizer, a, HISTORY) for a in answers]
+
+
+def test_a_tokenizer_with_its_own_way_to_apply_templates() -> None:
+    class Shouting(small.PreTrainedTokenizerFast):
+        def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+            return super().apply_chat_template(conversation, **kwargs).upper()
+
+    made = FAMILIES["alpaca"].tokenizer()
+    tokenizer = Shouting(tokenizer_object=made.backend_tokenizer, bos_token="<S>", eos_token="</S>")
+    tokenizer.chat_template = made.chat_template
+    template = Template.build(tokenizer, TemplateConfig())
+    assert "RESPONSE" in tokenizer.decode(template.encode_prompt(tokenizer, (ASK,)))
