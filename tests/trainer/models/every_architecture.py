@@ -41,8 +41,8 @@ REFUSED = {
     NOT_CAUSAL: "cpmant xlm xlnet",
     "it raises AssertionError": "reformer",
 }
-# Recurrent states, sparse attention (top keys of a whole row), attention sinks, ALiBi, chunks, windows
-# that attention is not told of, and attention classes without the interface.
+# Recurrent states, sparse attention (top keys of a whole row), attention sinks, ALiBi, chunks,
+# windows that attention is not told of, and attention classes without the interface.
 ONE_BY_ONE = """
     axk2 bailing_hybrid bamba bloom deepseek_v32 deepseek_v4 doge dots3_note_text falcon
     falcon_h1 falcon_mamba flint glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa
