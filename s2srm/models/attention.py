@@ -7,7 +7,8 @@ for each sequence, so that neither work nor memory grows with the square of the 
 they would with one block-diagonal mask. Sliding windows are honoured; attention softcaps (Gemma 2)
 are computed in plain torch under `sdpa`, which transformers' own sdpa refuses.
 
-Left out: attention sinks and other extra inputs; a model that passes them gets an error.
+Left out: attention sinks, masks of a model's own (sparse attention) and other extra inputs; a model
+that passes them gets an error.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ MEANINGS = {
     "flash_attention_3": "the flash-attn-3 package, one call per batch",
 }
 """What each name of an attention function means, in words."""
+_HARMLESS = frozenset({"position_ids", "cu_seq_lens_k"})
+"""Tensors that reach an attention function and change nothing there."""
 
 
 def choose_attention(
@@ -100,8 +103,7 @@ def packed_sdpa(
     lengths on the host. Returns (1, T, H, d). With a 4-d mask instead of packed lengths (generate),
     it is plain masked attention.
     """
-    if kwargs.get("s_aux") is not None:
-        raise UserError("attention sinks are not supported by the packed attention")
+    _refuse_others(attention_mask if cu_seq_lens_q is not None else None, kwargs)
     for windows in _watched:
         windows.told.add(sliding_window or None)
     groups = query.shape[1] // key.shape[1]
@@ -118,6 +120,20 @@ def packed_sdpa(
         for q, k, v in zip(*pieces, strict=True)
     ]
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _refuse_others(mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+    """UserError for what would change the attention and is not known here.
+
+    Sinks and biases, and the keys that sparse attention selects, by a mask or by their indices:
+    those select everything in sequences as short as the check's, which could not tell.
+    """
+    if mask is not None:
+        raise UserError("a mask of the model's own is not supported by the packed attention")
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor) and name not in _HARMLESS:
+            what = "attention sinks are" if name == "s_aux" else f"{name} is"
+            raise UserError(f"{what} not supported by the packed attention")
 
 
 def _attend(
@@ -189,10 +205,10 @@ def packed_varlen(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The FlashAttention varlen kernel that torch carries; shapes as `packed_sdpa`."""
-    if softcap is not None or kwargs.get("s_aux") is not None:
+    _refuse_others(attention_mask, kwargs)
+    if softcap is not None:
         raise UserError(
-            "torch's varlen attention has neither softcap nor sinks; install flash-attn or set "
-            "attention: sdpa"
+            "torch's varlen attention has no softcap; install flash-attn or set attention: sdpa"
         )
     if cu_seq_lens_q is None or max_length_q is None:
         raise ValueError("varlen attention needs cu_seq_lens_q and max_length_q")

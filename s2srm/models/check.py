@@ -6,7 +6,7 @@ the gradients with respect to the input embeddings, which every layer takes part
 forward must be causal. Windows cannot be seen with sequences this short, so what the masks were
 asked for is compared with what the attention functions were told.
 
-Left out: gradients under ZeRO-3, whose hooks serve one backward of the whole model.
+Left out: gradients of the parameters, which would take a model's worth of memory at load.
 """
 
 from __future__ import annotations
@@ -52,27 +52,24 @@ def differences(
     """(4,) float64, one for each of FAULTS: how far a model is from what it should be.
 
     packed(batch) and own(tokens of one sequence) give the same rows, sequence after sequence; a
-    token's rows must not depend on later tokens. The first two are largest absolute differences,
+    token's rows must not depend on later tokens. The first two are largest differences in `unit`,
     the third is relative to the norm, the fourth counts. NaN where something is not finite.
     """
     sequences = batch.tokens.split(batch.cu_seqlens.diff().tolist())
-    differentiable = not any(hasattr(p, "ds_id") for p in lm.parameters())
-    with torch.set_grad_enabled(differentiable), with_own_attention(lm):
-        with _embeddings(lm, differentiable) as leaves:
+    with torch.enable_grad(), with_own_attention(lm):
+        with _embeddings(lm) as leaves:
             wanted = torch.cat([own(tokens) for tokens in sequences])
-        wanted_grad = _gradient(wanted, leaves, len(sequences)) if differentiable else None
+        wanted_grad = _gradient(wanted, leaves, len(sequences))
         whole = own(sequences[1]).detach()
         part = own(sequences[1][: max(2, sequences[1].numel() // 2)]).detach()
-    with torch.set_grad_enabled(differentiable), watch_windows() as windows:
-        with _embeddings(lm, differentiable) as leaves:
+    with torch.enable_grad(), watch_windows() as windows:
+        with _embeddings(lm) as leaves:
             found = packed(batch)
         count = 1 if takes_packed(lm) else len(sequences)
-        found_grad = _gradient(found, leaves, count) if differentiable else None
-    results = [_largest(whole[: len(part)], part), _largest(found, wanted)]
-    if wanted_grad is None or found_grad is None:
-        results.append(0.0)
-    else:
-        results.append(float((found_grad - wanted_grad).norm() / wanted_grad.norm()))
+        found_grad = _gradient(found, leaves, count)
+    apart = [_largest(whole[: len(part)], part), _largest(found, wanted)]
+    results = [difference / unit(wanted) for difference in apart]
+    results.append(float((found_grad - wanted_grad).norm() / wanted_grad.norm()))
     results.append(float(len(windows.unknown)))
     return torch.tensor(results, dtype=torch.float64, device=batch.tokens.device)
 
@@ -85,6 +82,15 @@ def fault_of(found: Sequence[float], dtype: torch.dtype) -> str | None:
         if not difference <= limit:
             return f"{fault} (by {difference:.2g})" if limit else fault
     return None
+
+
+def unit(rows: Tensor) -> float:
+    """What differences between such rows are measured in: 1, or 1% of the largest if that is more.
+
+    A model that has been trained far off has logprobs of -10,000, which no two ways of computing
+    them agree on to a thousandth.
+    """
+    return max(1.0, float(rows.detach().abs().max()) / 100)
 
 
 def _largest(found: Tensor, wanted: Tensor) -> float:
@@ -105,7 +111,7 @@ def _gradient(rows: Tensor, leaves: list[Tensor], forwards: int) -> Tensor:
 
 
 @contextmanager
-def _embeddings(lm: PreTrainedModel, wanted: bool) -> Iterator[list[Tensor]]:
+def _embeddings(lm: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Inside, the input embeddings' outputs are leaves, collected in the order of the calls."""
     leaves: list[Tensor] = []
 
@@ -114,9 +120,6 @@ def _embeddings(lm: PreTrainedModel, wanted: bool) -> Iterator[list[Tensor]]:
         leaves.append(leaf)
         return leaf.clone()  # CTRL scales its embeddings in place
 
-    if not wanted:
-        yield leaves
-        return
     handle = lm.get_input_embeddings().register_forward_hook(replace)
     try:
         yield leaves

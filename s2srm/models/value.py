@@ -122,4 +122,3 @@ def _hidden_width(lm: PreTrainedModel, head: nn.Module | None) -> int:
     """Of the states that the LM head reads: OPT-350m's are narrower than its layers."""
     width = getattr(head, "in_features", None)
     return int(lm.config.get_text_config().hidden_size if width is None else width)
-

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from s2srm import distributed
 from s2srm.errors import UserError
+from s2srm.models.check import unit
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def find_manner(model: PreTrainedModel) -> Manner:
 
 
 def _difference(model: PreTrainedModel, prompts: list[Tensor], manner: Manner) -> float:
-    """Largest difference of logprobs over the steps of a greedy generation."""
+    """Largest difference of logprobs over the steps of a greedy generation, in their `unit`."""
     worst = 0.0
     for group in [prompts] if manner.pads else [[prompt] for prompt in prompts]:
         tokens, logits = _generate(model, group, manner.caches)
@@ -66,8 +67,9 @@ def _difference(model: PreTrainedModel, prompts: list[Tensor], manner: Manner) -
         for i, prompt in enumerate(group):
             whole = torch.cat([prompt, tokens[i, width:-1]])
             own = model(input_ids=whole[None], use_cache=False).logits[0, -_STEPS:]
-            apart = own.float().log_softmax(-1) - logits[i].float().log_softmax(-1)
-            worst = max(worst, float(apart.abs().max().nan_to_num(torch.inf)))
+            wanted = own.float().log_softmax(-1)
+            apart = (wanted - logits[i].float().log_softmax(-1)).abs().max() / unit(wanted)
+            worst = max(worst, float(apart.nan_to_num(torch.inf)))
     return worst
 
 

@@ -32,7 +32,7 @@ SEGMENTS = [Segment([5 + i, 9, 30 - i, 7, *range(3, 9 + i)], 3) for i in range(4
 WEIGHTS = {
     # In bfloat16 each small one would round to nothing beside the first: 3% of the sum in all.
     "seq2seq-rm": [512.0] + [1.0] * 16,
-    **dict.fromkeys(("policy", "critic", "scalar-rm"), [1.0, 2.0]),
+    **{learner: [1.0, 2.0] for learner in ("policy", "critic", "scalar-rm")},
 }
 """Of a step's micro-batches, which are all the same but for that."""
 LR = 1e3

@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_norms_agree(name: str, folders: tuple[Path, Path]) -> None:
-    """Gradients are added in float32: without small micro-batches 3% of the seq2seq RM's is gone."""
+    """In float32: without the small micro-batches 3% of the seq2seq RM's would be gone."""
     one, two = (json.loads((folder / "found.json").read_text())[name] for folder in folders)
     bound = 0.01 if "seq2seq-rm" in name else 0.04
     assert two["loss"] == pytest.approx(one["loss"], rel=bound)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,18 @@ def test_attention_sinks_are_refused() -> None:
     for function in (packed_sdpa, packed_varlen):
         with pytest.raises(UserError, match="sinks"):
             function(nn.Module(), x, x, x, attention_mask=None, s_aux=torch.zeros(2))
+
+
+@pytest.mark.parametrize("function", [packed_sdpa, packed_varlen])
+def test_sparse_attention_is_refused(function: Callable[..., object]) -> None:
+    """By a mask or indices, which select everything in sequences as short as the check's."""
+    x = torch.zeros(1, 2, 3, 4)
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(UserError, match="a mask of the model's own"):
+        function(nn.Module(), x, x, x, attention_mask=mask, cu_seq_lens_q=cu_seqlens)
+    with pytest.raises(UserError, match="block_indices is not supported"):
+        function(nn.Module(), x, x, x, None, cu_seq_lens_q=cu_seqlens, block_indices=mask)
 
 
 def test_choice_without_a_gpu() -> None:

@@ -16,6 +16,7 @@ from s2srm.models.attention import SDPA
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.check import FAULTS, check_batch, fault_of
 from s2srm.models.value import PackedValueModel
+from s2srm.rollout.manner import find_manner
 
 CAUSAL, FORWARD, GRADIENT, WINDOWS = FAULTS
 MODELS = [PackedCausalLM, PackedValueModel]
@@ -131,6 +132,19 @@ def test_a_window_that_attention_is_not_told_of_is_found() -> None:
     for layer in lm.model.layers:
         layer.self_attn.sliding_window = None
     assert fault(PackedValueModel(lm)) == WINDOWS
+
+
+def test_a_model_trained_far_off_is_still_itself() -> None:
+    """Its logprobs are in the thousands, where float32 has no thousandths left."""
+    lm = packed("gemma3-tied")
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(100.0)
+    model = PackedCausalLM(lm)
+    assert fault(model) is None
+    find_manner(lm)
+    model.head.scale = 0.5
+    assert fault(model) is not None
 
 
 def test_nan_is_a_fault() -> None:

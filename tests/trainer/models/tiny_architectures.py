@@ -51,11 +51,21 @@ SIZES: dict[str, Any] = {
     **_all(2, "mamba_expand n_mamba_heads"),
     **_all(1, "mamba_ngroups mamba_n_groups"),
     "mamba_d_ssm": 64,
-    **_all(2, "linear_num_key_heads linear_num_value_heads index_n_heads"),
+    # Recurrences in chunks pad to whole ones.
+    **_all(4, "mamba_chunk_size chunk_size"),
+    **_all(2, "linear_num_key_heads linear_num_value_heads"),
+    # With few heads, whose scores are cut at 0, many keys would tie, and a tie has no right answer.
+    "index_n_heads": 16,
     **_all(8, "linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input"),
     "index_head_dim": 16,
     **_all(4, "sliding_window window_size attention_window_size attention_chunk_size index_topk"),
-    "sliding_window_size": 4,
+    **_all(4, "sliding_window_size keep_window_size"),
+    "use_sliding_window": True,
+    # One layer of each kind, where a period or a list of layers says which is which.
+    **_all(2, "attn_layer_period expert_layer_period interleave_moe_layer_step"),
+    **_all(1, "attn_layer_offset expert_layer_offset num_dense_layers"),
+    "attn_layer_indices": [1],
+    "mlp_only_layers": [0],
     **_all(128, "max_position_embeddings n_positions max_seq_len max_target_positions"),
     "pad_token_id": 0,
     **_all(1, "bos_token_id decoder_start_token_id"),
@@ -67,8 +77,10 @@ SIZES: dict[str, Any] = {
     **_all(3.0, "final_logit_softcapping logits_soft_cap output_logit_soft_cap"),
 }
 _LOCAL = ["sliding_attention", "full_attention"]
+_MLPS = ["dense", "sparse"]
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SPECIAL: dict[str, dict[str, Any]] = {
+    "cohere2_moe": {"mlp_layer_types": _MLPS},
     "cohere_compass_text": {"layer_types": _LOCAL, "rope_parameters": dict.fromkeys(_LOCAL, _ROPE)},
     "cpmant": {"dim_ff": 48, "dim_head": 8},
     "ctrl": {"dff": 48},
@@ -77,42 +89,84 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 48, "hidden_size": 32, "moe_top_k": 2},
     },
     "deepseek_v4": {
-        **{"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 16},
-        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
-        "mlp_layer_types": ["hash_moe", "moe"],
+        **{"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 16, "num_hidden_layers": 3},
+        "layer_types": [
+            *("heavily_compressed_attention", "compressed_sparse_attention", "sliding_attention")
+        ],
+        "mlp_layer_types": ["hash_moe", "moe", "moe"],
     },
-    "dots3_note_text": {"num_key_value_heads": 4, "layer_types": None, "mlp_layer_types": None},
+    "dots1": {"layer_types": _LOCAL},
+    "dots3_note_text": {
+        **{"num_key_value_heads": 4, "mlp_layer_types": _MLPS},
+        "layer_types": ["indexed_attention", "sliding_attention"],
+    },
     "gemma3n_text": {
         **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": _LOCAL * 2},
         "activation_sparsity_pattern": [0.0] * 4,
     },
+    "gemma4_text": {
+        **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": _LOCAL * 2},
+        "enable_moe_block": True,
+    },
+    "gemma4_unified_text": {
+        **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": _LOCAL * 2},
+    },
+    "glm_moe_dsa": {"indexer_types": ["full", "shared"]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "hy_v4": {"indexer_types": ["full", "shared"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "inkling2_loop_text": {"unpadded_vocab_size": VOCAB},
     "inkling2_text": {
         **{"unpadded_vocab_size": VOCAB, "layer_types": ["hybrid_sliding", "hybrid"]},
         **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
     },
+    "inkling_text": {"mlp_layer_types": _MLPS},
     "kimi_linear": {
         **{"linear_head_dim": 8, "linear_num_heads": 2, "num_key_value_heads": 4},
         **{"num_expert_group": 1, "num_experts_per_token": 2},
         "layer_types": ["linear_attention", "full_attention"],
         "mlp_layer_types": ["dense", "sparse"],
     },
+    "laguna": {"layer_types": _LOCAL, "num_attention_heads_per_layer": [4, 4]},
+    "lara_mini": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", *_LOCAL],
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm3": {"num_hidden_layers": 3, "layer_types": ["conv", *_LOCAL]},
+    "llama4_text": {"no_rope_layers": [1, 0]},
     "longcat_flash": {"zero_expert_num": 2, "moe_topk": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "mellum": {"layer_types": _LOCAL, "mlp_layer_types": _MLPS},
+    "minimax_m3_vl_text": {
+        **{"layer_types": ["full_attention", "minimax_m3_sparse"], "mlp_layer_types": _MLPS},
+        **{"index_n_heads": 2, "index_head_dim": 8, "index_block_size": 2, "index_topk_blocks": 2},
+    },
+    "ministral": {"layer_types": _LOCAL},
     "prophetnet": {
         **{"num_decoder_layers": 2, "num_decoder_attention_heads": 4},
         **{"num_encoder_layers": 2, "num_encoder_attention_heads": 4},
     },
-    "qwen4_exp_text": {"layer_types": None},
-    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 8)},
+    **_all({"layer_types": _LOCAL, "sliding_window": 4}, "qwen2 qwen2_moe qwen3"),
+    "qwen4_exp_text": {
+        **{"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 16},
+        **{"indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 4},
+        "indexer_compress_ratio": 2,
+    },
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "reformer": {
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_embds_dim": (16, 16),
+        "axial_pos_shape": (16, 8),
+    },
     "rembert": {"input_embedding_size": 32, "output_embedding_size": 32},
     "roc_bert": {"pronunciation_vocab_size": 11, "shape_vocab_size": 11},
+    "smollm3": {"layer_types": _LOCAL, "no_rope_layers": [1, 0]},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
-        **{"layers_block_type": ["hybrid", "hybrid"], "num_key_value_heads": 4},
+        **{"num_hidden_layers": 3, "num_key_value_heads": 4},
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
         **{"attention_hidden_size": 64, "attention_head_dim": 16},
     },
     "zamba2": {
@@ -120,7 +174,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         **{"mamba_headdim": 8, "n_mamba_heads": 8, "adapter_rank": 4, "num_query_groups": 4},
         **{"num_key_value_heads": 4, "attention_hidden_size": 64, "attention_head_dim": 16},
     },
-    "zaya": {"num_experts_per_tok": 1},
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid", "hybrid_sliding"]},
 }
 
 
