@@ -124,7 +124,10 @@ def _number(name: str, value: Number | None) -> Number:
     elif not (torch.compiler.is_compiling() or isinstance(value, numbers.Real)):
         raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}")
     if not torch.compiler.is_compiling():
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:  # of an int: beyond every range
+            value = math.inf
     if not isinstance(value, Tensor):
         check_option(name, value)
     return value

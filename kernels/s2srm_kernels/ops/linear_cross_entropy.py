@@ -26,6 +26,7 @@ from s2srm_kernels._checks import (
     check_head,
     check_rows,
     check_tensors,
+    check_whole,
     check_workspace,
     compute_dtype,
 )
@@ -280,6 +281,7 @@ def linear_cross_entropy(
     )
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
+    check_whole("ignore_index", ignore_index)
     if row_weight is not None:
         check_rows("row_weight", row_weight, hidden)
         check_floating("row_weight", row_weight)

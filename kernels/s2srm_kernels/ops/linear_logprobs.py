@@ -21,6 +21,7 @@ from s2srm_kernels._checks import (
     autocast_inputs,
     check_head,
     check_tensors,
+    check_whole,
     compute_dtype,
 )
 from s2srm_kernels._engine import Engine, ThreeGradients
@@ -217,6 +218,7 @@ def linear_logprobs(
     options = pack_options(temperature=temperature, softcap=softcap, skip_mass=skip_mass)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
+    check_whole("ignore_index", ignore_index)
     op = select(_NAME, impl, hidden.device)
     logprobs, entropy, lse, _, _, skipped = op(
         *(hidden, weight, bias, target, options, with_entropy, may_be_nonzero(skip_mass)),
