@@ -4,6 +4,8 @@ Only what can be seen without reading a tensor's data is checked here, so that n
 and torch.compile can trace it. Checks of data (targets, cu_seqlens) are made inside the operators.
 """
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import numbers

@@ -72,7 +72,7 @@ def check_option(name: str, value: float) -> None:
 
 def pack_options(**options: Number | None) -> Tensor:
     """(k,) float64 on the CPU, in the order of the keywords; ValueError for a bad one."""
-    values = [_number(name, value) for name, value in options.items()]
+    values: list[Number] = [_number(name, value) for name, value in options.items()]
     if torch.compiler.is_compiling():
         # A product with a tensor is what keeps a traced number symbolic in every backend.
         one = torch.ones((), dtype=torch.float64, device="cpu")
@@ -83,8 +83,8 @@ def pack_options(**options: Number | None) -> Tensor:
 
 
 def unpack_options(options: Tensor, *names: str) -> list[float]:
-    """The values under `names`, checked; None comes back as infinity."""
-    values: list[float] = options.tolist()
+    """The values under the first `names`, checked; None comes back as infinity."""
+    values: list[float] = options[: len(names)].tolist()
     for name, value in zip(names, values, strict=True):
         if value != _NONE or name not in _MAY_BE_NONE:
             check_option(name, value)
@@ -112,8 +112,10 @@ def _number(name: str, value: Number | None) -> Number:
     if type(value) is float:  # nearly always
         check_option(name, value)
         return value
-    if value is None and name in _MAY_BE_NONE:
-        return _NONE
+    if value is None:
+        if name in _MAY_BE_NONE:
+            return _NONE
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got None")
     if torch.compiler.is_compiling() and not isinstance(value, int | float | Tensor):
         value = torch.as_tensor(value)  # a number of NumPy, which the compiler takes for an array
     if isinstance(value, Tensor):

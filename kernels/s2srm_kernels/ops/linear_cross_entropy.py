@@ -127,7 +127,7 @@ def _backward_body(
     group: str | None,
     needs: Sequence[bool],
 ) -> ThreeGradients:
-    temperature, softcap, label_smoothing, z_loss, _ = options.tolist()
+    temperature, softcap, label_smoothing, z_loss, _ = unpack_options(options, *_OPTIONS)
     facts = {"operation": _BACKWARD, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     stats = statistics_of(residual, head)

@@ -61,8 +61,8 @@ def _body(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     temperature, softcap, skip_mass = unpack_options(options, *_OPTIONS)
-    facts = {"operation": _NAME, "with_entropy": with_entropy, "skip_mass": skip_mass}
-    facts["which inputs need gradients"] = list(needs)
+    facts: dict[str, Any] = {"operation": _NAME, "with_entropy": with_entropy}
+    facts |= {"skip_mass": skip_mass, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None)
     entropy = stats.entropy if with_entropy else torch.zeros_like(stats.entropy)
@@ -92,7 +92,7 @@ def _backward_body(
     group: str | None,
     needs: Sequence[bool],
 ) -> ThreeGradients:
-    temperature, softcap, *_ = options.tolist()
+    temperature, softcap = unpack_options(options, *_OPTIONS[:2])  # the PPO loss has others
     facts = {"operation": _BACKWARD, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     upstream = Upstream(

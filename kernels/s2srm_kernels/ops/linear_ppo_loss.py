@@ -50,8 +50,10 @@ from s2srm_kernels._shards import group_name
 from s2srm_kernels._statistics import RowStatistics, fake_residual, residual_of, row_statistics
 
 _NAME = "linear_ppo_loss"
-_OPTIONS = ("temperature", "softcap", "clip_low", "clip_high", "kl_coef", "entropy_coef")
-_OPTIONS += ("max_log_ratio",)
+_OPTIONS = (
+    *("temperature", "softcap", "clip_low", "clip_high"),
+    *("kl_coef", "entropy_coef", "max_log_ratio"),
+)
 
 
 class PPOMetrics(NamedTuple):
