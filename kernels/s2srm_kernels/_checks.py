@@ -4,7 +4,11 @@ Only what can be seen without reading a tensor's data is checked here, so that n
 and torch.compile can trace it. Checks of data (targets, cu_seqlens) are made inside the operators.
 """
 
+# torch annotates these only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
+
+import numbers
 
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER = (torch.int64, torch.int32)
+_OPTIONAL = ("bias", "row_weight", "ref_logprobs", "bootstrap")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -58,8 +63,12 @@ def check_tensors(name: str, **tensors: Tensor | None) -> None:
                 f"{name} has no forward-mode derivative: use backward() or torch.autograd.grad"
             )
     for argument, tensor in tensors.items():
-        if tensor is None or (type(tensor) is Tensor and tensor.layout == torch.strided):
+        if type(tensor) is Tensor and tensor.layout == torch.strided:  # nearly always
             continue
+        if tensor is None and argument in _OPTIONAL:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{argument} must be a torch.Tensor, got {type(tensor).__name__}")
         if hasattr(tensor, "to_local"):
             raise ValueError(
                 f"{argument} is a DTensor: pass {argument}.full_tensor(), or of a weight and bias "
@@ -76,11 +85,13 @@ def check_tensors(name: str, **tensors: Tensor | None) -> None:
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
     """Shapes, dtypes and devices of the tensors that every vocabulary operation takes."""
     if hidden.dim() != 2:
-        raise ValueError(f"hidden must have shape (N, D), got {tuple(hidden.shape)}")
+        remedy = ": pass hidden.flatten(0, -2) and target.flatten()" if hidden.dim() > 2 else ""
+        raise ValueError(f"hidden must have shape (N, D), got {tuple(hidden.shape)}{remedy}")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
         raise ValueError(
             f"weight must have shape (V, {hidden.shape[1]}) with V > 0 to fit hidden "
             f"{tuple(hidden.shape)}, got {tuple(weight.shape)}"
+            + (": pass weight.t()" if weight.shape[:1] == hidden.shape[1:] else "")
         )
     if hidden.dtype not in _FLOATING:
         raise ValueError(f"hidden must have one of the dtypes {_FLOATING}, got {hidden.dtype}")
@@ -137,7 +148,19 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have one of the dtypes {_FLOATING}, got {tensor.dtype}")
 
 
+def check_whole(name: str, value: int) -> None:
+    """A whole number of Python or NumPy."""
+    # torch.compile may hand over a symbolic one.
+    if torch.compiler.is_compiling() or type(value) is int:
+        return
+    if not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
 def check_workspace(workspace_bytes: int | None) -> None:
     """A number of bytes, or None for the backend's own bound."""
-    if workspace_bytes is not None and workspace_bytes < 0:
+    if workspace_bytes is None:
+        return
+    check_whole("workspace_bytes", workspace_bytes)
+    if workspace_bytes < 0:
         raise ValueError(f"workspace_bytes must be None or at least 0, got {workspace_bytes}")

@@ -132,7 +132,10 @@ def refuse_second_order(name: str) -> Callable[..., NoReturn]:
     """`backward` argument of `define` for an operator that is itself a backward."""
 
     def backward(impl: str, ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise NotImplementedError(f"{name}: second-order gradients are not supported")
+        raise NotImplementedError(
+            f"{name}: second-order gradients are not supported: differentiate once, or take the "
+            "loss of F.linear's logits"
+        )
 
     return backward
 

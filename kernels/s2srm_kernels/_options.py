@@ -11,13 +11,13 @@ graph (strings, counts, `None`); those are arguments of the operators.
 """
 
 # torch annotates these only in part.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools
 import math
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def check_option(name: str, value: float) -> None:
 
 def pack_options(**options: Number | None) -> Tensor:
     """(k,) float64 on the CPU, in the order of the keywords; ValueError for a bad one."""
-    values = [_number(name, value) for name, value in options.items()]
+    values: list[Number] = [_number(name, value) for name, value in options.items()]
     if torch.compiler.is_compiling():
         # A product with a tensor is what keeps a traced number symbolic in every backend.
         one = torch.ones((), dtype=torch.float64, device="cpu")
@@ -83,8 +83,8 @@ def pack_options(**options: Number | None) -> Tensor:
 
 
 def unpack_options(options: Tensor, *names: str) -> list[float]:
-    """The values under `names`, checked; None comes back as infinity."""
-    values: list[float] = options.tolist()
+    """The values under the first `names`, checked; None comes back as infinity."""
+    values: list[float] = options[: len(names)].tolist()
     for name, value in zip(names, values, strict=True):
         if value != _NONE or name not in _MAY_BE_NONE:
             check_option(name, value)
@@ -107,24 +107,33 @@ def _tensor(*values: Number) -> Tensor:
 _kept = functools.lru_cache(maxsize=64)(_tensor)
 
 
-def _number(name: str, value: Number | None) -> Number:
+def _number(name: str, value: Any) -> Number:
     """The value, checked; a tensor's only where torch.compile does not trace."""
     if type(value) is float:  # nearly always
         check_option(name, value)
         return value
-    if value is None and name in _MAY_BE_NONE:
-        return _NONE
-    if torch.compiler.is_compiling() and not isinstance(value, int | float | Tensor):
+    if value is None:
+        if name in _MAY_BE_NONE:
+            return _NONE
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got None")
+    compiling = torch.compiler.is_compiling()
+    if compiling and not isinstance(value, int | float | Tensor):
         value = torch.as_tensor(value)  # a number of NumPy, which the compiler takes for an array
     if isinstance(value, Tensor):
         if value.dim() != 0 or value.is_complex():
             raise ValueError(f"{name} must be a number or 0-d, got shape {tuple(value.shape)}")
         if value.requires_grad:
             raise ValueError(f"{name} requires a gradient but is a constant here: detach it")
-    elif not (torch.compiler.is_compiling() or isinstance(value, numbers.Real)):
+    elif not compiling and not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}")
-    if not torch.compiler.is_compiling():
-        value = float(value)
-    if not isinstance(value, Tensor):
-        check_option(name, value)
-    return value
+    number = cast(Number, value) if compiling else _as_float(value)
+    if not isinstance(number, Tensor):
+        check_option(name, number)
+    return number
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of an int: beyond every range
+        return math.inf

@@ -128,7 +128,7 @@ def align_rows(matrix: Tensor) -> Tensor:
     in_lines = (stride[0] * itemsize) % _LINE_BYTES == 0 and matrix.data_ptr() % _LINE_BYTES == 0
     if in_lines and stride[1] == 1 and stride[0] >= matrix.shape[1]:
         return matrix
-    return empty_rows(*matrix.shape, matrix).copy_(matrix)
+    return empty_rows(matrix.shape[0], matrix.shape[1], matrix).copy_(matrix)
 
 
 def matmul_tiles(left: Tensor, right: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class _Problem:
         if up.mean_logprob is not None:
             coefficient = coefficient - up.mean_logprob
         target_p = target_logp.exp()
-        p = torch.exp(logp, out=empty_rows(*logp.shape, logp))
+        p = torch.exp(logp, out=empty_rows(logp.shape[0], logp.shape[1], logp))
         if up.entropy is None:
             dz = p.mul_(coefficient - up.logprobs)
         else:

@@ -89,7 +89,14 @@ def _is_last_and_one(grad_loss: Tensor) -> bool:
 
 
 def wanted_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[bool]:
-    """Which gradients autograd would ask for."""
+    """Which gradients autograd would ask for.
+
+    NotImplementedError under torch.jit.trace, which knows no list of booleans.
+    """
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():  # pyright: ignore
+        raise NotImplementedError(
+            "torch.jit.trace cannot hold a linear loss: use torch.export or torch.compile"
+        )
     enabled = torch.is_grad_enabled()
     return [enabled and t is not None and t.requires_grad for t in (hidden, weight, bias)]
 

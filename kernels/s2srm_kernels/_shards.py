@@ -26,7 +26,11 @@ class Shard(NamedTuple):
 
 def group_name(process_group: dist.ProcessGroup | None) -> str | None:
     """The name under which an operator finds its process group; operators take no group objects."""
-    return None if process_group is None else process_group.group_name
+    if process_group is None:
+        return None
+    if not torch.compiler.is_compiling() and not hasattr(process_group, "group_name"):
+        raise ValueError(f"process_group must be a ProcessGroup or None, got {process_group!r}")
+    return process_group.group_name
 
 
 def find_shard(

@@ -8,6 +8,7 @@ import kernels_naive as naive
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -121,6 +122,41 @@ def _forward_mode(loss):
 def test_transforms_are_one_clear_line(loss, transform):
     with pytest.raises(NotImplementedError, match=r"^linear_\w+ .*backward\(\) or torch\.autograd"):
         transform(loss)
+
+
+@each_loss
+def test_a_jit_trace_is_one_clear_line(loss):
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace .*use torch\.export"):
+        torch.jit.trace(loss, (HIDDEN.detach(), WEIGHT.detach()), check_trace=False)
+
+
+@each_loss
+def test_export(loss):
+    class Program(torch.nn.Module):
+        def forward(self, h, w):
+            return loss(h, w)
+
+    h, w = HIDDEN.detach(), WEIGHT.detach()
+    exported = torch.export.export(Program(), (h, w), strict=False).module()
+    assert torch.equal(exported(2 * h, w), loss(2 * h, w))
+
+
+def test_options_that_were_first_seen_in_a_mode():
+    """They are kept between calls, and inference mode and fake tensors make another kind."""
+
+    def run(value):
+        h = HIDDEN.detach().clone().requires_grad_()
+        loss = kernels.linear_cross_entropy(h, WEIGHT, TARGET, temperature=value)
+        return loss, *torch.autograd.grad(loss, h)
+
+    with torch.inference_mode():
+        kernels.linear_cross_entropy(HIDDEN, WEIGHT, TARGET, temperature=0.625)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        h, w, target = (fake.from_tensor(t.detach()) for t in (HIDDEN, WEIGHT, TARGET))
+        kernels.linear_cross_entropy(h, w, target, temperature=0.375)
+    for value in (0.625, 0.375):
+        expected = run(torch.tensor(value))
+        assert all(torch.equal(a, b) for a, b in zip(run(value), expected, strict=True))
 
 
 def test_meta_tensors_have_shapes():

@@ -106,7 +106,7 @@ def gae(
     that do not start at 0, ascend and end at N (checked in the operator: one synchronisation on
     CUDA).
     """
-    check_tensors(_NAME, rewards=rewards, values=values, bootstrap=bootstrap)
+    check_tensors(_NAME, rewards=rewards, values=values, cu_seqlens=cu_seqlens, bootstrap=bootstrap)
     options = pack_options(gamma=gamma, lam=lam)
     if rewards.dim() != 1:
         raise ValueError(f"rewards must have shape (N,), got {tuple(rewards.shape)}")

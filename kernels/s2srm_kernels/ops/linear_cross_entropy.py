@@ -26,6 +26,7 @@ from s2srm_kernels._checks import (
     check_head,
     check_rows,
     check_tensors,
+    check_whole,
     check_workspace,
     compute_dtype,
 )
@@ -126,7 +127,7 @@ def _backward_body(
     group: str | None,
     needs: Sequence[bool],
 ) -> ThreeGradients:
-    temperature, softcap, label_smoothing, z_loss, _ = options.tolist()
+    temperature, softcap, label_smoothing, z_loss, _ = unpack_options(options, *_OPTIONS)
     facts = {"operation": _BACKWARD, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     stats = statistics_of(residual, head)
@@ -280,6 +281,7 @@ def linear_cross_entropy(
     )
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
+    check_whole("ignore_index", ignore_index)
     if row_weight is not None:
         check_rows("row_weight", row_weight, hidden)
         check_floating("row_weight", row_weight)

@@ -21,6 +21,7 @@ from s2srm_kernels._checks import (
     autocast_inputs,
     check_head,
     check_tensors,
+    check_whole,
     compute_dtype,
 )
 from s2srm_kernels._engine import Engine, ThreeGradients
@@ -60,8 +61,8 @@ def _body(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     temperature, softcap, skip_mass = unpack_options(options, *_OPTIONS)
-    facts = {"operation": _NAME, "with_entropy": with_entropy, "skip_mass": skip_mass}
-    facts["which inputs need gradients"] = list(needs)
+    facts: dict[str, Any] = {"operation": _NAME, "with_entropy": with_entropy}
+    facts |= {"skip_mass": skip_mass, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None)
     entropy = stats.entropy if with_entropy else torch.zeros_like(stats.entropy)
@@ -91,7 +92,7 @@ def _backward_body(
     group: str | None,
     needs: Sequence[bool],
 ) -> ThreeGradients:
-    temperature, softcap, *_ = options.tolist()
+    temperature, softcap = unpack_options(options, *_OPTIONS[:2])  # the PPO loss has others
     facts = {"operation": _BACKWARD, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     upstream = Upstream(
@@ -217,6 +218,7 @@ def linear_logprobs(
     options = pack_options(temperature=temperature, softcap=softcap, skip_mass=skip_mass)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
+    check_whole("ignore_index", ignore_index)
     op = select(_NAME, impl, hidden.device)
     logprobs, entropy, lse, _, _, skipped = op(
         *(hidden, weight, bias, target, options, with_entropy, may_be_nonzero(skip_mass)),

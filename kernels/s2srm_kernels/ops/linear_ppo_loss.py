@@ -30,6 +30,7 @@ from s2srm_kernels._checks import (
     check_head,
     check_rows,
     check_tensors,
+    check_whole,
     check_workspace,
     compute_dtype,
 )
@@ -49,8 +50,10 @@ from s2srm_kernels._shards import group_name
 from s2srm_kernels._statistics import RowStatistics, fake_residual, residual_of, row_statistics
 
 _NAME = "linear_ppo_loss"
-_OPTIONS = ("temperature", "softcap", "clip_low", "clip_high", "kl_coef", "entropy_coef")
-_OPTIONS += ("max_log_ratio",)
+_OPTIONS = (
+    *("temperature", "softcap", "clip_low", "clip_high"),
+    *("kl_coef", "entropy_coef", "max_log_ratio"),
+)
 
 
 class PPOMetrics(NamedTuple):
@@ -275,8 +278,9 @@ def linear_ppo_loss(
 
     max_log_ratio: a bound b in (0, 80] on |logprob - old_logprobs| and |ref_logprobs - logprob|,
     each clamped to [-b, b] before its exponential, with no gradient through that term where it
-    binds. None is the formula above as it stands: a row beyond 88 overflows float32, and an
-    advantage of 0 then makes the whole loss NaN.
+    binds; an infinite old_logprobs or ref_logprobs is bounded too. None is the formula above as it
+    stands: a row beyond 88 overflows float32, and an advantage of 0 then makes the whole loss NaN.
+    What is NaN, and an advantage that is not finite, is in the loss with or without a bound.
 
     workspace_bytes: as in linear_cross_entropy: where a chunk of logits fits, the gradients are
     made in forward (three products), otherwise and with a process_group in backward (four).
@@ -302,6 +306,7 @@ def linear_ppo_loss(
     )
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
+    check_whole("ignore_index", ignore_index)
     if ref_logprobs is None and may_be_nonzero(kl_coef):
         raise ValueError(f"ref_logprobs must be given when kl_coef is not 0, got {kl_coef}")
     constants = (

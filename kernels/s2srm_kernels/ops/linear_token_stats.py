@@ -22,6 +22,7 @@ from s2srm_kernels._checks import (
     autocast_inputs,
     check_head,
     check_tensors,
+    check_whole,
     compute_dtype,
 )
 from s2srm_kernels._engine import Engine
@@ -122,6 +123,7 @@ def linear_token_stats(
     options = pack_options(temperature=temperature, softcap=softcap)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
+    check_whole("ignore_index", ignore_index)
     op = select(_NAME, impl, hidden.device)
     return TokenStats(
         *op(

@@ -20,6 +20,7 @@ from s2srm_kernels._checks import (
     check_integer,
     check_rows,
     check_tensors,
+    check_whole,
     compute_dtype,
 )
 from s2srm_kernels._operators import define, select
@@ -110,9 +111,10 @@ def token_rewards(
     """
     if divergence not in _DIVERGENCES:
         raise ValueError(f"divergence must be one of {_DIVERGENCES}, got {divergence!r}")
+    check_whole("top_k", top_k)
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    check_tensors(_NAME, response=response, signal=signal)
+    check_tensors(_NAME, response=response, signal=signal, cu_seqlens=cu_seqlens)
     options = pack_options(max_margin=max_margin, positive=positive, negative=negative, match=match)
     if response.dim() != 1:
         raise ValueError(f"response must have shape (N,), got {tuple(response.shape)}")
