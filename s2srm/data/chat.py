@@ -15,9 +15,10 @@ Where the prompt ends, the first of these whose tokens begin those of the whole:
     3. as 2, but for any white space: tokenizers that read a line break as a space.
 
 The response ends with the token that the template writes after an answer, special or only added.
-A prompt's tokens never depend on its answer: where an answer's first token and the prompt's last
-one would be one (a response that begins with a line break after "assistant\\n"), the prompt stays
-as it is sampled from and the rest follows in tokens of its own; the text is the template's.
+A prompt's tokens do not depend on its answer, but for one that repeats what only the generation
+prompt has: where an answer's first token and the prompt's last one would be one (a response that
+begins with a line break after "assistant\\n"), the prompt stays as it is sampled from and the rest
+follows in tokens of its own; the text is the template's.
 
 Left out: tools, documents and images; dates that a template takes from the clock are not frozen.
 """
@@ -330,12 +331,13 @@ def _render(
     try:
         if getattr(apply, "__func__", None) is PreTrainedTokenizerBase.apply_chat_template:
             # What it does after checks that take as long.
-            texts, _ = render_jinja_template(
+            rendered, _ = render_jinja_template(
                 conversations=cast(Any, turns),
                 chat_template=tokenizer.get_chat_template(),
                 add_generation_prompt=generation,
                 **cast(dict[str, Any], tokenizer.special_tokens_map),
             )
+            texts = cast(list[str], rendered)
         else:  # a tokenizer with its own
             texts = [
                 cast(str, apply(chat, tokenize=False, add_generation_prompt=generation))
