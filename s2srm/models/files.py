@@ -23,6 +23,7 @@ _JSON_FILES = (
     "tokenizer.json",
     "special_tokens_map.json",
 )
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken", "tekken*", "*.py")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -41,6 +42,16 @@ def check_folder(path: str, key: str) -> None:
     for name in _JSON_FILES:
         if (folder / name).exists():
             _read_json(folder / name)
+
+
+def check_tokenizer(path: str, key: str) -> None:
+    """UserError if a folder holds no file that a tokenizer could be read from."""
+    folder = Path(path)
+    if folder.is_dir() and not any(f for pattern in _TOKENIZERS for f in folder.glob(pattern)):
+        raise UserError(
+            f"{key} {folder}: no tokenizer in this folder (tokenizer.json); save it beside the "
+            "model with tokenizer.save_pretrained(folder)"
+        )
 
 
 def check_weights(path: str, key: str) -> None:

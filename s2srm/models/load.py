@@ -38,7 +38,7 @@ from s2srm.config import ModelConfig
 from s2srm.errors import UserError
 from s2srm.models.attention import choose_attention
 from s2srm.models.causal import PackedCausalLM
-from s2srm.models.files import check_folder, check_weights
+from s2srm.models.files import check_folder, check_tokenizer, check_weights
 from s2srm.models.value import PackedValueModel
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "patcher_config")
@@ -79,6 +79,7 @@ def load_tokenizer(cfg: ModelConfig, key: str = "model.path") -> PreTrainedToken
     Special tokens apart, which are markup and never made from text.
     """
     config = load_config(cfg, key)
+    check_tokenizer(cfg.path, key)
     with _one_line(f"{key} {cfg.path}: tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
     if not tokenizer.get_vocab():

@@ -31,6 +31,13 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
         probe_folder("output", tmp_path / "file" / below)
 
 
+def test_a_device_in_the_way_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"^output: /dev/null/run: /dev/null is a file, not a folder"
+    ):
+        probe_folder("output", Path("/dev/null/run"))
+
+
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_link_to_nowhere_is_named(tmp_path: Path, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import save_tiny
 
 from s2srm.errors import UserError
-from s2srm.models.files import INDEX, WEIGHTS, check_folder, check_weights
+from s2srm.models.files import INDEX, WEIGHTS, check_folder, check_tokenizer, check_weights
 
 
 def check(folder: Path) -> None:
@@ -53,6 +53,16 @@ def test_whole_folders_and_hub_names_pass(llama: Path) -> None:
     check(sharded(llama))
     check_folder("someone/some-model", "model.path")
     check_weights("someone/some-model", "model.path")
+
+
+def test_a_folder_without_a_tokenizer(llama: Path) -> None:
+    with pytest.raises(UserError, match=r"^model.path \S*/llama: no tokenizer in this folder"):
+        check_tokenizer(str(llama), "model.path")
+    for name in ("tokenizer.json", "vocab.json", "spiece.model"):
+        (llama / name).write_text("{}")
+        check_tokenizer(str(llama), "model.path")
+        (llama / name).unlink()
+    check_tokenizer("someone/some-model", "model.path")
 
 
 @pytest.mark.parametrize(
