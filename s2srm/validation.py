@@ -139,13 +139,11 @@ def model(key: str, cfg: ModelConfig) -> None:
 
 
 def model_path(key: str, name: str) -> None:
-    """A local path must be a folder with a config.json; a hub name is left to the loader."""
+    """A local path must be a folder; what is in it, and hub names, are left to the loader."""
     path = Path(name)
     if exists(path):
         if path.is_file():
             raise UserError(f"{key}: {name} is a file; a model is a folder with config.json")
-        if not (path / "config.json").is_file():
-            raise UserError(f"{key}: {name} is not a model folder: it has no config.json")
     elif _is_local(name):
         raise UserError(f"{key}: {name} does not exist")
 

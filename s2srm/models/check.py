@@ -69,7 +69,9 @@ def differences(
         found_grad = _gradient(found, leaves, count)
     apart = [_largest(whole[: len(part)], part), _largest(found, wanted)]
     results = [difference / unit(wanted) for difference in apart]
-    results.append(float((found_grad - wanted_grad).norm() / wanted_grad.norm()))
+    # A model whose weights are all 0 has no gradient, and two of those agree.
+    size = wanted_grad.norm().clamp_min(torch.finfo(wanted_grad.dtype).tiny)
+    results.append(float((found_grad - wanted_grad).norm() / size))
     results.append(float(len(windows.unknown)))
     return torch.tensor(results, dtype=torch.float64, device=batch.tokens.device)
 

@@ -86,6 +86,7 @@ class PackedValueModel(nn.Module):
         """See `check.differences`; hidden states are compared relative to the largest."""
         with torch.no_grad():
             scale = trunk_forward(self.lm, batch).abs().max().float()
+            scale = scale.where(scale > 0, 1.0)
 
         return differences(
             self.lm,

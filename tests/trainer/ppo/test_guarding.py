@@ -82,9 +82,12 @@ def test_the_reward_model(root, tmp_path, monkeypatch, value, scale):
 
 def test_the_critics_values(root, tmp_path, monkeypatch):
     forward = PackedValueModel.forward
-    monkeypatch.setattr(
-        PackedValueModel, "forward", lambda self, batch: forward(self, batch) * math.nan
-    )
+
+    def broken(self, batch, op="values"):
+        found = forward(self, batch, op)
+        return found if op == "check" else found * math.nan
+
+    monkeypatch.setattr(PackedValueModel, "forward", broken)
     row = stopped(root, tmp_path, "PPO phase 1, critic: the value of a token is nan; no update")
     assert row["ppo/value_mean"] is None
 

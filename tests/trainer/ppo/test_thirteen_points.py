@@ -191,7 +191,8 @@ def test_point_03_packed_and_unpacked_give_the_same_experience(name, dtype, tole
         found.append(experience)
     for field in ("old_logprobs", "k1", "k3", "values", "advantages", "returns"):
         a, b = (getattr(e, field) for e in found)
-        assert a.dtype == dtype, field
+        # k3 is the one with an exponential, which leaves float32 at 88 nats.
+        assert a.dtype == (torch.float64 if field == "k3" else dtype), field
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
