@@ -97,7 +97,9 @@ def test_same_losses_and_metrics_on_every_rank_count(case: str, results: Any) ->
     for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine.keys() - {n for n in mine if n.startswith("time/")}:
-            assert mine[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=1e-7), name
+            # A KL is a small difference of logprobs, each of them exact to float32 only.
+            close = 1e-6 if name.startswith("kl/") else 1e-7
+            assert mine[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=close), name
 
 
 @pytest.mark.parametrize("case", CASES)

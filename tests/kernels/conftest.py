@@ -18,4 +18,5 @@ def backend(request, monkeypatch):
     if request.param != "reference":
         assert _operators.load(request.param) is None
     monkeypatch.setattr(_operators, "_AUTO_ORDER_ELSEWHERE", (request.param, "reference"))
+    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})  # what was chosen before, with its order
     return request.param
