@@ -31,6 +31,7 @@ def triton_by_default(monkeypatch):
     """impl="auto" is triton."""
     assert _operators.load("triton") is None
     monkeypatch.setattr(_operators, "_AUTO_ORDER_ELSEWHERE", ("triton", "reference"))
+    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
 
 
 @pytest.fixture
