@@ -1,6 +1,6 @@
 """Values that have the right type and still make no sense: refused before anything heavy starts.
 
-One function per config; each raises UserError that names the dotted key and the value. Left out:
+Each check raises UserError that names the dotted key and the value. Left out:
 what needs the model or the data to be known (token limits, templates), which the loaders check.
 """
 
