@@ -15,15 +15,14 @@ import time
 from collections.abc import Sequence
 
 from s2srm import __version__, launcher
+from s2srm.commands import stages
 from s2srm.commands.parsing import nearest
+from s2srm.commands.stages import STAGES
 from s2srm.errors import UserError
 
 COMMANDS: dict[str, str] = {
     "demo": "the whole pipeline on a generated miniature world, on a CPU, in minutes",
-    "sft": "supervised fine-tuning on demonstrations",
-    "rm": "train a sequence-to-sequence reward model on preference triples",
-    "scalar-rm": "train a scalar (Bradley-Terry) reward model on the same triples",
-    "ppo": "PPO on the reward of either model",
+    **{name: stage.summary for name, stage in STAGES.items()},
     "correct": "show an RM's correction of one response, with the reward of every token",
     "eval": "compare policies: gold score or reward, win rates, refusals, length",
     "report": "write one self-contained HTML page about runs",
@@ -106,7 +105,10 @@ def _dispatch(arguments: list[str]) -> None:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}")
     _set_up_logging()
-    importlib.import_module(f"s2srm.commands.{name.replace('-', '_')}").run(rest)
+    if name in STAGES:
+        stages.run_stage(name, rest)
+    else:
+        importlib.import_module(f"s2srm.commands.{name}").run(rest)
 
 
 def _help() -> str:

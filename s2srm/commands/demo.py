@@ -77,9 +77,10 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
     """Every stage for one world, then the table and the path of the report."""
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
+    from s2srm.ppo import train as ppo
     from s2srm.report.page import write_report
     from s2srm.report.terminal import print_evaluation, wide_console
-    from s2srm.stages import ppo, rm, scalar_rm, sft
+    from s2srm.supervised import rm, scalar_rm, sft
     from s2srm.worlds import WorldSizes, get_world
 
     quiet_libraries()

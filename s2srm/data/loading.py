@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from s2srm import distributed
 from s2srm.config import DataConfig
 from s2srm.data.adapters import make_adapter
 from s2srm.data.base import Adapter
@@ -113,6 +114,16 @@ def _load(
         raise UserError(f"data path {cfg.path!r} gives nothing to use: {why}")
     _log_columns(cfg, adapter, adapter.reads(need, response_column), list(columns))
     return good, LoadReport(num_rows, num_bad, first_bad)
+
+
+def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) -> None:
+    """Say how many rows there are, and how many were skipped and why."""
+    skipped = f"{report.num_bad} bad and {num_long} unusable rows skipped"
+    if report.first_bad_reason:
+        skipped += f" (first: {report.first_bad_reason})"
+    if distributed.is_main():
+        level = logging.WARNING if report.num_bad or num_long else logging.INFO
+        logger.log(level, "%s: %d rows; %s", cfg.path, num_rows, skipped)
 
 
 def _adapter(

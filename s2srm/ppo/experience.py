@@ -16,7 +16,7 @@ from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, map_microbatches
 from s2srm.packing import Packed, pack
 from s2srm.ppo.kl import k1, k3
-from s2srm.ppo.plan import Minibatch, Rollouts
+from s2srm.ppo.minibatches import Minibatch, Rollouts
 from s2srm.ppo.whitening import whiten
 from s2srm.rewards.base import RewardBatch, rows_of
 from s2srm_kernels import gae

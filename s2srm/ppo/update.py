@@ -24,7 +24,7 @@ from s2srm.packing import Packed, Segment, pack
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.guarding import update_place
 from s2srm.ppo.metrics import TokenMeans
-from s2srm.ppo.plan import Minibatch
+from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
 from s2srm.rewards.base import rows_of
 

@@ -34,7 +34,7 @@ from s2srm.engine import build_engine, map_microbatches, run_microbatches
 from s2srm.models.load import load_causal_lm, load_value_model
 from s2srm.packing import Packed, Segment, pack
 from s2srm.process import run_and_exit
-from s2srm.stages import rm, scalar_rm, sft
+from s2srm.supervised import rm, scalar_rm, sft
 
 VOCAB = 61
 MODELS = ("llama", "llama-tied", "gemma3", "gemma3-tied", "bloom")

@@ -20,12 +20,12 @@ from s2srm import distributed
 from s2srm.config import KLConfig, ModelConfig, PPOConfig, RewardConfig, TokenRewardConfig
 from s2srm.engine import Engine
 from s2srm.ppo import experience as experience_module
+from s2srm.ppo import train as ppo
 from s2srm.ppo.kl import KLController
+from s2srm.ppo.sampler import Sampler
+from s2srm.ppo.setup import load_models, prepare
 from s2srm.process import run_and_exit
 from s2srm.rollout.base import Response, sampling_seed
-from s2srm.stages import ppo
-from s2srm.stages.ppo_sampler import Sampler
-from s2srm.stages.ppo_setup import load_models, prepare
 
 CASES = ("untied", "tied_adaptive", "gemma3_unequal", "scalar", "aligned")
 

@@ -30,7 +30,7 @@ from s2srm.models.load import load_causal_lm, load_lm, load_tokenizer
 from s2srm.packing import split_rows
 from s2srm.rewards.seq2seq import Seq2SeqReward
 from s2srm.rollout.hf import HFRollout
-from s2srm.stages import rm, sft
+from s2srm.supervised import rm, sft
 from s2srm.worlds import WorldSizes, get_world
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "rewards"))

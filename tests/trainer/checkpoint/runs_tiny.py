@@ -32,8 +32,9 @@ from s2srm.config import (
     StageConfig,
     TemplateConfig,
 )
+from s2srm.ppo import train as ppo
 from s2srm.runs import RunResult
-from s2srm.stages import ppo, rm, scalar_rm, sft
+from s2srm.supervised import rm, scalar_rm, sft
 
 STAGES = {"sft": sft, "rm": rm, "scalar-rm": scalar_rm, "ppo": ppo}
 ADAMW = OptimConfig("adamw", lr=1e-2, weight_decay=0.01, schedule="cosine", warmup_steps=1)

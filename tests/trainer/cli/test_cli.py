@@ -65,19 +65,19 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, 
 
 
 def test_other_exceptions_keep_their_traceback(monkeypatch):
-    def fail(argv):
+    def fail(name, argv):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["rm"])
 
 
 def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
-    def fail(argv):
+    def fail(name, argv):
         raise UserError("first\n  second")
 
-    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
     assert main(["rm"]) == 2
     assert capsys.readouterr().err == "s2srm: error: first second\n"
 
@@ -114,10 +114,10 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_good():
 def test_no_more_memory_is_one_line_with_the_remedy(name, monkeypatch, capsys):
     kind = MemoryError if name == "MemoryError" else type(name, (RuntimeError,), {})
 
-    def fail(argv):
+    def fail(name, argv):
         raise kind("CUDA out of memory. Tried to allocate 20 GiB.\n  See documentation")
 
-    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
     assert main(["rm"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "20 GiB" in line and "lower microbatch_tokens" in line
@@ -125,28 +125,28 @@ def test_no_more_memory_is_one_line_with_the_remedy(name, monkeypatch, capsys):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_does_not_take_it_is_one_line(code, monkeypatch, capsys):
-    def fail(argv):
+    def fail(name, argv):
         raise OSError(code, os.strerror(code), "/runs/x")
 
-    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
     assert main(["rm"]) == 2
     assert capsys.readouterr().err == f"s2srm: error: /runs/x: {os.strerror(code)}\n"
 
 
 def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
-    def fail(argv):
+    def fail(name, argv):
         raise FileNotFoundError(errno.ENOENT, "no such file", "/x")
 
-    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
     with pytest.raises(FileNotFoundError):
         main(["rm"])
 
 
 def test_an_interrupt_exits_with_130(monkeypatch, capsys):
-    def fail(argv):
+    def fail(name, argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s2srm.commands.rm.run", fail)
+    monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
     assert main(["rm"]) == 130
     assert capsys.readouterr().err == "s2srm: interrupted\n"
 
@@ -160,7 +160,7 @@ def test_a_reader_that_has_gone_is_no_traceback():
 
 
 def test_a_terminal_without_unicode_shows_escapes():
-    code = "from s2srm import cli; import s2srm.commands.rm as rm; rm.run = print;"
+    code = "from s2srm import cli; from s2srm.commands import stages; stages.run_stage = print;"
     code += "cli.main(['rm', '▁é'])"
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -170,7 +170,7 @@ def test_a_terminal_without_unicode_shows_escapes():
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "['\\u2581\\xe9']\n"
+    assert result.stdout == "rm ['\\u2581\\xe9']\n"
 
 
 def test_as_a_module():

@@ -12,9 +12,9 @@ from ppo_tiny import lm, ppo_config, prompts_file, save_folder
 from s2srm.config import CriticConfig, ModelConfig, OptimConfig, RewardConfig, SamplingConfig
 from s2srm.errors import TrainingDiverged, UserError
 from s2srm.models.value import PackedValueModel
+from s2srm.ppo import train as ppo
+from s2srm.ppo.sampler import Sampler
 from s2srm.rewards.seq2seq import Seq2SeqReward
-from s2srm.stages import ppo
-from s2srm.stages.ppo_sampler import Sampler
 
 HUGE = OptimConfig(lr=1e30)
 

@@ -7,7 +7,7 @@ import torch
 
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.metrics import TokenMeans, correlation, gather_responses, phase_metrics
-from s2srm.ppo.plan import Rollouts
+from s2srm.ppo.minibatches import Rollouts
 from s2srm.rewards.base import RewardBatch
 from s2srm.rollout.base import Response
 

@@ -33,16 +33,16 @@ from s2srm.config import CriticConfig, OptimConfig, PPOConfig, SamplingConfig
 from s2srm.engine.base import dummy_batch, run_microbatches
 from s2srm.engine.optim import learning_rate
 from s2srm.packing import pack, split_rows
+from s2srm.ppo import train as ppo
 from s2srm.ppo.experience import advantages_and_returns, collect_experience
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
-from s2srm.ppo.plan import Rollouts, permutation, plan_epoch
+from s2srm.ppo.minibatches import Rollouts, permutation, plan_epoch
+from s2srm.ppo.sampler import Sampler
+from s2srm.ppo.setup import Inputs, Models, load_models, optimiser_steps
 from s2srm.ppo.update import check_first_ratio, update
 from s2srm.rewards.base import RewardBatch, cumulative_lengths, sequence_sums
 from s2srm.rollout.base import Response
-from s2srm.stages import ppo
-from s2srm.stages.ppo_sampler import Sampler
-from s2srm.stages.ppo_setup import Inputs, Models, load_models, optimiser_steps
 
 # EOS (which is the padding token too) inside prompts and at the end of responses.
 PROMPTS = [[5, EOS, 6], [7], [EOS, 8, 9, 10], [5, 6], [11, 12, 13]]

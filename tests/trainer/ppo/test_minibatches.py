@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from s2srm.ppo.plan import Rollouts, permutation, plan_epoch, prompt_schedule
+from s2srm.ppo.minibatches import Rollouts, permutation, plan_epoch, prompt_schedule
 from s2srm.rollout.base import Response
 
 

@@ -29,11 +29,11 @@ from s2srm.engine.torch_engine import TorchEngine
 from s2srm.errors import TrainingDiverged, UserError
 from s2srm.models.load import load_causal_lm, load_tokenizer, load_value_model
 from s2srm.packing import Segment, pack
-from s2srm.stages import rm, scalar_rm, sft
-from s2srm.stages.rm_probe import correlation, moments
-from s2srm.training import Unit, add_up, microbatches
+from s2srm.supervised import rm, scalar_rm, sft
+from s2srm.supervised.loop import Unit, add_up, microbatches
+from s2srm.supervised.rm_probe import correlation, moments
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 from tiny_models import VOCAB, save_tiny
 
 ROWS = [

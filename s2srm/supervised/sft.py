@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from s2srm.config import DataConfig, SFTConfig
 from s2srm.data.examples import TokenisedDemonstration, sft_segment, tokenise_demonstrations
-from s2srm.data.loading import load_demonstrations
+from s2srm.data.loading import load_demonstrations, log_rows
 from s2srm.data.templates import Template
 from s2srm.models.load import load_causal_lm
 from s2srm.runs import RunResult
-from s2srm.training import Microbatch, Stats, Task, Unit, log_rows, prepare, train
+from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
 from s2srm.validation import validate
 
 

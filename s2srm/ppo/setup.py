@@ -15,7 +15,7 @@ from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import ModelConfig, PPOConfig
 from s2srm.data.compat import check_same_tokenizer
 from s2srm.data.examples import tokenise_prompts
-from s2srm.data.loading import load_prompts
+from s2srm.data.loading import load_prompts, log_rows
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, build_engine
 from s2srm.engine.build import engine_kind
@@ -27,7 +27,6 @@ from s2srm.models.vocabulary import check_vocabularies
 from s2srm.rewards.base import RewardModel
 from s2srm.rewards.scalar import ScalarReward
 from s2srm.rewards.seq2seq import Seq2SeqReward
-from s2srm.training import log_rows
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from transformers import PreTrainedTokenizerBase
 
 from s2srm.config import DataConfig, RMConfig
 from s2srm.data.examples import TokenisedPreference, rm_segments, tokenise_preferences
-from s2srm.data.loading import load_preferences
+from s2srm.data.loading import load_preferences, log_rows
 from s2srm.data.templates import Template
 from s2srm.engine import Engine
 from s2srm.models.load import load_causal_lm
 from s2srm.packing import split_rows
 from s2srm.runs import RunResult
-from s2srm.stages.rm_probe import probe_rm
-from s2srm.training import Microbatch, Stats, Task, Unit, log_rows, prepare, train
+from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
+from s2srm.supervised.rm_probe import probe_rm
 from s2srm.validation import validate
 
 CORRECTION, IDENTITY = 0, 1

@@ -21,13 +21,13 @@ from s2srm.ppo.experience import Experience, collect_experience
 from s2srm.ppo.guarding import check_experience, check_reward, trained_place
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
-from s2srm.ppo.plan import Minibatch, Rollouts, permutation, plan_epoch
+from s2srm.ppo.minibatches import Minibatch, Rollouts, permutation, plan_epoch
+from s2srm.ppo.sampler import Sampler
+from s2srm.ppo.samples import sample_rows
+from s2srm.ppo.setup import Inputs, Models, load_models, prepare
 from s2srm.ppo.update import update
 from s2srm.rewards.calibration import RewardScale, unit_std_scale
 from s2srm.runs import RunResult, finish_run
-from s2srm.stages.ppo_sampler import Sampler
-from s2srm.stages.ppo_samples import sample_rows
-from s2srm.stages.ppo_setup import Inputs, Models, load_models, prepare
 from s2srm.validation import validate
 
 

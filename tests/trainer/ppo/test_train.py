@@ -35,11 +35,11 @@ from s2srm.config import (
     TokenRewardConfig,
 )
 from s2srm.errors import UserError
+from s2srm.ppo import train as ppo
 from s2srm.ppo.kl import KLController
+from s2srm.ppo.sampler import Sampler
+from s2srm.ppo.setup import Inputs, Models
 from s2srm.rewards.base import RewardBatch, cumulative_lengths, sequence_sums
-from s2srm.stages import ppo
-from s2srm.stages.ppo_sampler import Sampler
-from s2srm.stages.ppo_setup import Inputs, Models
 
 ALWAYS = {
     "reward/sum_mean",

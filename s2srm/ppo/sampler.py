@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from s2srm import distributed
 from s2srm.config import PPOConfig
 from s2srm.engine import Engine
-from s2srm.ppo.plan import Rollouts, permutation, prompt_schedule
+from s2srm.ppo.minibatches import Rollouts, permutation, prompt_schedule
 from s2srm.rollout.base import sampling_seed
 from s2srm.rollout.hf import HFRollout, named_tensors
 

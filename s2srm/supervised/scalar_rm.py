@@ -17,9 +17,9 @@ from s2srm.data.examples import TokenisedPreference, scored_segment
 from s2srm.data.templates import Template
 from s2srm.models.load import load_value_model
 from s2srm.runs import RunResult
-from s2srm.stages.rm import load_triples
-from s2srm.stages.rm_probe import correlation, moments
-from s2srm.training import Microbatch, Stats, Task, Unit, prepare, train
+from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
+from s2srm.supervised.rm import load_triples
+from s2srm.supervised.rm_probe import correlation, moments
 from s2srm.validation import validate
 
 MOMENTS = ("n", "x", "y", "xx", "yy", "xy")

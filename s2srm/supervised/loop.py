@@ -10,7 +10,6 @@ Left out: early stopping and choosing a best checkpoint.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,6 @@ from s2srm.checkpoint.saver import Checkpoints
 from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import DataConfig, SupervisedConfig
 from s2srm.data.order import global_batches, num_steps, shard
-from s2srm.data.schema import LoadReport
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, build_engine, map_microbatches, run_microbatches
 from s2srm.engine.build import engine_kind
@@ -38,8 +36,6 @@ from s2srm.models.positions import position_limit
 from s2srm.outputs import writing
 from s2srm.packing import Packed, Segment, pack, split_by_budget
 from s2srm.runs import RunResult, finish_run
-
-logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 Stats = Mapping[str, Tensor | float]
@@ -136,16 +132,6 @@ def prepare(
     if cfg.eval_data is not None:
         dev = load_rows(cfg.eval_data, tokenizer, template, longest)
     return Prepared(start, tokenizer, template, train, dev)
-
-
-def log_rows(cfg: DataConfig, num_rows: int, report: LoadReport, num_long: int) -> None:
-    """Say how many rows there are, and how many were skipped and why."""
-    skipped = f"{report.num_bad} bad and {num_long} unusable rows skipped"
-    if report.first_bad_reason:
-        skipped += f" (first: {report.first_bad_reason})"
-    if distributed.is_main():
-        level = logging.WARNING if report.num_bad or num_long else logging.INFO
-        logger.log(level, "%s: %d rows; %s", cfg.path, num_rows, skipped)
 
 
 def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunResult:
