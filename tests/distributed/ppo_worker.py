@@ -179,14 +179,25 @@ def _weights(engine: Engine) -> dict[str, torch.Tensor]:
         return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
 
 
+def gathered() -> list[torch.Tensor]:
+    """What ranks with 0, 3, ... numbers get of each other."""
+    rank = distributed.rank()
+    kinds = (torch.float32, torch.float64, torch.int64)
+    return [
+        torch.cat(distributed.gather_tensors(torch.arange(3 * rank, dtype=kind))) for kind in kinds
+    ]
+
+
 def main(root: Path, out: Path) -> None:
     """All cases, saved by rank 0."""
     torch.set_num_threads(1)
     distributed.start()
     results = {case: run_case(case, root, out) for case in CASES}
-    # The whole stage, with samples and saving; one of two ranks has a single response.
+    # The whole stage, with samples and saving; one of two ranks has nothing to do but keep step.
     cfg = case_config("untied", root, out)
-    ppo.run(replace(cfg, output=str(out / "stage"), rollout_size=3, total_steps=1))
+    sizes = {"rollout_size": 1, "minibatch_size": 1, "total_steps": 1}
+    ppo.run(replace(cfg, output=str(out / "stage"), **sizes))
+    results["gathered"] = gathered()
     if distributed.is_main():
         torch.save(results, out / "results.pt")
     distributed.barrier()
