@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from s2srm.config import PPOConfig
-from s2srm.engine.base import Engine, map_microbatches
-from s2srm.packing import Packed, pack
+from s2srm.engine import Engine, PackedSegments
+from s2srm.packing import Packed
 from s2srm.ppo.kl import k1, k3
 from s2srm.ppo.minibatches import Minibatch, Rollouts
 from s2srm.ppo.whitening import whiten
-from s2srm.rewards.base import RewardBatch, rows_of
+from s2srm.rewards.base import RewardBatch
 from s2srm_kernels import gae
 
 
@@ -63,28 +63,23 @@ def collect_experience(
         kl_coef: beta of r_t - beta * k1_t.
     """
     groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
-    segments = rollouts.segments()
-    batches = [pack([segments[i] for i in group]).to(policy.device) for group in groups]
-    order = [i for group in groups for i in group]
-    row_order = rows_of(reward.cu_rows, order).argsort().to(policy.device)
-    sequence_order = torch.tensor(order, dtype=torch.int64).argsort().to(policy.device)
+    packed = PackedSegments(rollouts.segments(), groups, policy.device)
 
     def logprobs(engine: Engine) -> Tensor:
-        def forward(batch: Packed) -> Tensor:
-            return engine(
-                batch, "logprobs", with_entropy=False, temperature=cfg.sampling.temperature
-            ).logprobs
+        def forward(batch: Packed) -> tuple[Tensor]:
+            temperature = cfg.sampling.temperature
+            found = engine(batch, "logprobs", with_entropy=False, temperature=temperature)
+            return (found.logprobs,)
 
-        return _in_order(map_microbatches(engine, batches, forward), row_order)
+        (found,) = packed.map(engine, forward)
+        return found
 
     def read_values(batch: Packed) -> tuple[Tensor, Tensor]:
         values = critic(batch)
         return values[batch.rows], values[batch.last]
 
     old_logprobs, ref_logprobs = logprobs(policy), logprobs(reference)
-    pairs = map_microbatches(critic, batches, read_values)
-    values = _in_order([rows for rows, _ in pairs], row_order)
-    last_values = _in_order([last for _, last in pairs], sequence_order)
+    values, last_values = packed.map(critic, read_values)
     finished = torch.tensor(
         [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
     )
@@ -139,10 +134,3 @@ def advantages_and_returns(
         bootstrap=torch.where(finished, torch.zeros_like(last_values), last_values),
     )
     return advantages, returns
-
-
-def _in_order(pieces: list[Tensor], inverse: Tensor) -> Tensor:
-    """Micro-batches' rows end to end, put back into the order of the responses."""
-    if not pieces:
-        return torch.empty(0, device=inverse.device)
-    return torch.cat(pieces)[inverse]
