@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from s2srm import distributed
+from s2srm.packing import rows_of
 from s2srm.rewards.base import RewardBatch, cumulative_lengths
 from s2srm.rollout.base import Response
 
@@ -56,11 +57,9 @@ class Shares:
         self.by_rank = by_rank
         self.mine = list(by_rank[distributed.rank()])
         order = [number for share in by_rank for number in share]
-        lengths = [len(response.tokens) for response in responses]
         self._sequences = torch.tensor(order, dtype=torch.int64).argsort()
-        offsets = torch.tensor([0, *(lengths[number] for number in order)]).cumsum(0).tolist()
-        rows = [torch.arange(offsets[i], offsets[i + 1]) for i in self._sequences.tolist()]
-        self._rows = torch.cat(rows) if rows else self._sequences
+        offsets = cumulative_lengths([responses[number] for number in order])
+        self._rows = rows_of(offsets, self._sequences.tolist())
 
     def rows(self, local: Tensor) -> Tensor:
         """(tokens of `mine`,) of every rank -> (tokens of all responses,) by number."""

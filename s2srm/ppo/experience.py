@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from s2srm.config import PPOConfig
-from s2srm.engine.base import Engine, map_microbatches
-from s2srm.packing import Packed, pack
+from s2srm.engine import Engine, PackedSegments
+from s2srm.packing import Packed, rows_of
 from s2srm.ppo.exchange import Shares
 from s2srm.ppo.kl import k1, k3
 from s2srm.ppo.minibatches import Minibatch, Rollouts, responses_by_rank
 from s2srm.ppo.whitening import whiten
-from s2srm.rewards.base import RewardBatch, rows_of
+from s2srm.rewards.base import RewardBatch
 from s2srm_kernels import gae
 
 
@@ -67,26 +67,31 @@ def collect_experience(
         kl_coef: beta of r_t - beta * k1_t.
     """
     groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
-    segments = rollouts.segments()
-    batches = [pack([segments[i] for i in group]).to(policy.device) for group in groups]
     shares = Shares(responses_by_rank(first_epoch), rollouts.responses)
+    place = {number: i for i, number in enumerate(shares.mine)}
+    segments = rollouts.segments()
+    packed = PackedSegments(
+        [segments[number] for number in shares.mine],
+        [[place[number] for number in group] for group in groups],
+        policy.device,
+    )
 
     def logprobs(engine: Engine) -> Tensor:
-        def forward(batch: Packed) -> Tensor:
-            return engine(
-                batch, "logprobs", with_entropy=False, temperature=cfg.sampling.temperature
-            ).logprobs
+        def forward(batch: Packed) -> tuple[Tensor]:
+            temperature = cfg.sampling.temperature
+            found = engine(batch, "logprobs", with_entropy=False, temperature=temperature)
+            return (found.logprobs,)
 
-        return shares.rows(_joined(map_microbatches(engine, batches, forward), policy.device))
+        (found,) = packed.map(engine, forward)
+        return shares.rows(found)
 
     def read_values(batch: Packed) -> tuple[Tensor, Tensor]:
         values = critic(batch)
         return values[batch.rows], values[batch.last]
 
     old_logprobs, ref_logprobs = logprobs(policy), logprobs(reference)
-    pairs = map_microbatches(critic, batches, read_values)
-    values = shares.rows(_joined([rows for rows, _ in pairs], policy.device))
-    last_values = shares.sequences(_joined([last for _, last in pairs], policy.device))
+    values, last_values = packed.map(critic, read_values)
+    values, last_values = shares.rows(values), shares.sequences(last_values)
     finished = torch.tensor(
         [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
     )
@@ -142,7 +147,3 @@ def advantages_and_returns(
         bootstrap=torch.where(finished, torch.zeros_like(last_values), last_values),
     )
     return advantages, returns
-
-
-def _joined(pieces: list[Tensor], device: torch.device) -> Tensor:
-    return torch.cat(pieces) if pieces else torch.empty(0, device=device)

@@ -102,9 +102,9 @@ def plan_epoch(
 
 
 def responses_by_rank(plan: Sequence[Minibatch]) -> list[list[int]]:
-    """The responses of every rank in a pass over the phase, in the order of its forwards."""
+    """The responses that every rank learns from in a pass over the phase."""
     return [
-        [i for minibatch in plan for group in minibatch.by_rank[rank] for i in group]
+        sorted(i for minibatch in plan for group in minibatch.by_rank[rank] for i in group)
         for rank in range(len(plan[0].by_rank))
     ]
 

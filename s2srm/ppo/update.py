@@ -20,13 +20,12 @@ from s2srm import distributed
 from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, StepInfo, run_microbatches
 from s2srm.guards import Place, check_gradient, check_local_loss
-from s2srm.packing import Packed, Segment, pack
+from s2srm.packing import Packed, Segment, pack, rows_of
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.guarding import update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
-from s2srm.rewards.base import rows_of
 
 RATIO_TOLERANCE = 1e-5
 """How far the first minibatch's ratio may be from 1 where logprobs are exact to float32."""

@@ -12,7 +12,29 @@ from s2srm.balance import deal, deal_equal_counts, deal_forwards, max_over_mean
 
 # Tokens of prompt | response at every twentieth of 3604 chosen responses of Anthropic HH (helpful
 # and harmless), a token taken to be 4.5 characters.
-HH = [9, 27, 38, 47, 57, 68, 79, 92, 103, 115, 128, 141, 156, 173, 192, 215, 239, 277, 325, 413, 901]
+HH = [
+    9,
+    27,
+    38,
+    47,
+    57,
+    68,
+    79,
+    92,
+    103,
+    115,
+    128,
+    141,
+    156,
+    173,
+    192,
+    215,
+    239,
+    277,
+    325,
+    413,
+    901,
+]
 
 
 def log_uniform(draw: random.Random, low: int = 8, high: int = 512) -> int:
