@@ -1,7 +1,7 @@
 """PPO on one rank and on two ZeRO-3 ranks: the same rollouts, rewards, gradients and weights.
 
 One launch of torchrun for all cases (see ppo_worker.py): untied head; tied head with an adaptive KL
-coefficient; tied Gemma 3 with sliding windows where all of rank 1's responses are one token long;
+coefficient; tied Gemma 3 with sliding windows where every other response is one token long;
 scalar reward with a critic warm-up; aligned reward, whose corrections are generated under ZeRO-3.
 """
 
