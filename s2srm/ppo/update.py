@@ -27,6 +27,7 @@ from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
 from s2srm.rewards.base import rows_of
+from s2srm.watchdog import pulse
 
 RATIO_TOLERANCE = 1e-5
 """How far the first minibatch's ratio may be from 1 where logprobs are exact to float32."""
@@ -133,6 +134,7 @@ def _policy_step(
         deviations.extend([(ratio.ratio_max - 1).abs(), (2 * ratio.k3.clamp_min(0)).sqrt()])
         return loss
 
+    pulse.phase(place.where)
     check_local_loss(run_microbatches(policy, microbatches, loss_fn), place)
     error = 0.0
     if is_first:
@@ -169,6 +171,7 @@ def _critic_step(
         means.add("ppo/value_loss", loss.detach() * num_tokens / count, count)
         return cfg.vf_coef * loss
 
+    pulse.phase(place.where)
     check_local_loss(run_microbatches(critic, microbatches, loss_fn), place)
     info = critic.step()
     check_gradient(info, place)
