@@ -1,7 +1,8 @@
 """What a phase's responses are worth: logprobs, values, rewards, advantages.
 
-Old logprobs come from the training engine's forward over the very micro-batches of the first
-epoch, so that the ratio of the first minibatch is 1. Logprobs of policy and reference are those of
+Every rank scores what it learns from in the first epoch, and all ranks get all of it. Old logprobs
+come from the training engine's forward over the very micro-batches of the first epoch, so that the
+ratio of the first minibatch is 1. Logprobs of policy and reference are those of
 logits / temperature, which is what was sampled from.
 """
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from s2srm.config import PPOConfig
 from s2srm.engine import Engine, PackedSegments
-from s2srm.packing import Packed
+from s2srm.packing import Packed, rows_of
+from s2srm.ppo.exchange import Shares
 from s2srm.ppo.kl import k1, k3
-from s2srm.ppo.minibatches import Minibatch, Rollouts
+from s2srm.ppo.minibatches import Minibatch, Rollouts, responses_by_rank
 from s2srm.ppo.whitening import whiten
 from s2srm.rewards.base import RewardBatch
 from s2srm_kernels import gae
@@ -24,14 +26,15 @@ from s2srm_kernels import gae
 
 @dataclass(frozen=True)
 class Experience:
-    """One phase of this rank: B responses with N tokens, in the order of `rollouts`.
+    """One phase, of all ranks: B responses with N tokens, in the order of `rollouts`.
 
     reward        of the reward model, KL not subtracted
     old_logprobs  (N,) nats, of the policy that sampled
     k1, k3        (N,) nats, KL estimates between policy and reference
     values        (N,) of the critic before every token
-    advantages    (N,) whitened over all ranks if asked for
+    advantages    (N,) whitened if asked for
     returns       (N,) advantages before whitening + values: what the critic learns
+    own_rows      int64: which of the N this rank has worked out
     """
 
     rollouts: Rollouts
@@ -43,6 +46,7 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    own_rows: Tensor
 
 
 def collect_experience(
@@ -55,15 +59,22 @@ def collect_experience(
     kl_coef: float,
     cfg: PPOConfig,
 ) -> Experience:
-    """Score this rank's responses; all ranks must call it.
+    """Score a phase's responses; all ranks must call it.
 
     Args:
-        reward: of `rollouts`, in their order.
+        reward: of `rollouts`, in their order, the same on every rank.
         first_epoch: the plan of the first pass over the phase; it covers every response once.
         kl_coef: beta of r_t - beta * k1_t.
     """
     groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
-    packed = PackedSegments(rollouts.segments(), groups, policy.device)
+    shares = Shares(responses_by_rank(first_epoch), rollouts.responses)
+    place = {number: i for i, number in enumerate(shares.mine)}
+    segments = rollouts.segments()
+    packed = PackedSegments(
+        [segments[number] for number in shares.mine],
+        [[place[number] for number in group] for group in groups],
+        policy.device,
+    )
 
     def logprobs(engine: Engine) -> Tensor:
         def forward(batch: Packed) -> tuple[Tensor]:
@@ -72,7 +83,7 @@ def collect_experience(
             return (found.logprobs,)
 
         (found,) = packed.map(engine, forward)
-        return found
+        return shares.rows(found)
 
     def read_values(batch: Packed) -> tuple[Tensor, Tensor]:
         values = critic(batch)
@@ -80,6 +91,7 @@ def collect_experience(
 
     old_logprobs, ref_logprobs = logprobs(policy), logprobs(reference)
     values, last_values = packed.map(critic, read_values)
+    values, last_values = shares.rows(values), shares.sequences(last_values)
     finished = torch.tensor(
         [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
     )
@@ -97,6 +109,7 @@ def collect_experience(
         values=values,
         advantages=whiten(advantages) if cfg.whiten_advantages else advantages,
         returns=returns,
+        own_rows=rows_of(reward.cu_rows, shares.mine).to(policy.device),
     )
 
 

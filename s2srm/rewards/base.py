@@ -47,6 +47,10 @@ class RewardModel(Protocol):
         """Rewards of this rank's responses; it may have none."""
         ...
 
+    def num_tokens(self, prompt: Sequence[int], response: Response) -> int:
+        """How many tokens it reads for this response: what scoring it costs."""
+        ...
+
     def calibrate(self, scale: float) -> None:
         """Multiply every later reward by `scale`."""
         ...

@@ -32,6 +32,10 @@ class ScalarReward:
         """Multiply every later reward by `scale`."""
         self.scale = scale
 
+    def num_tokens(self, prompt: Sequence[int], response: Response) -> int:
+        """Of prompt | response."""
+        return len(prompt) + len(response.tokens)
+
     def __call__(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Response]
     ) -> RewardBatch:

@@ -67,6 +67,10 @@ class Seq2SeqReward:
         """Multiply every later reward by `scale`."""
         self.scale = scale
 
+    def num_tokens(self, prompt: Sequence[int], response: Response) -> int:
+        """Of prompt | response | separator | response."""
+        return len(scoring_segment(self.template, prompt, response).tokens)
+
     def __call__(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Response]
     ) -> RewardBatch:
