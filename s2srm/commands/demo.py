@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from s2srm.bounds import Bounds, NonNegativeInt, check_bounds
 from s2srm.commands.demo_settings import SETTINGS, DemoSettings
 from s2srm.commands.parsing import parse
 from s2srm.config import (
@@ -31,7 +32,7 @@ from s2srm.config import (
 )
 from s2srm.errors import UserError
 from s2srm.evaluation.config import EvalConfig, WorldName
-from s2srm.validation import above, at_least, between, expand_paths, output_folder
+from s2srm.validation import expand_paths, output_folder
 
 Result = TypeVar("Result")
 
@@ -50,18 +51,16 @@ class DemoConfig:
     """All three worlds, one after the other."""
     output: str = "runs/demo"
     """Folder; every world gets a folder in it, and an earlier demo there is replaced."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of data, weights and sampling."""
-    scale: float = 1.0
+    scale: Annotated[float, Bounds(above=0, high=1)] = 1.0
     """Fraction of the data and steps; results at a small one mean nothing."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Run the demo for one world or all."""
     cfg = expand_paths(parse(DemoConfig, argv, "demo", SUMMARY))
-    above("scale", cfg.scale, 0)
-    between("scale", cfg.scale, 0, 1)
-    at_least("seed", cfg.seed, 0)
+    check_bounds(cfg)
     output_folder(cfg.output, "the folder for the demo")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("demo runs in one process; start it without torchrun")
