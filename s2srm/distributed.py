@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from s2srm.watchdog import pulse
+
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64)
 
 
@@ -72,6 +74,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values.clone()
     total = values.detach().clone()
+    pulse.collective()
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
     return total
 
@@ -80,6 +83,7 @@ def max_over_ranks(value: int) -> int:
     """Largest of the ranks' values."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
+    pulse.collective()
     largest = torch.tensor([value], dtype=torch.int64, device=device())
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
@@ -89,6 +93,7 @@ def gather_objects(value: Any) -> list[Any]:
     """One small picklable object per rank, in rank order, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
+    pulse.collective()
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -117,4 +122,5 @@ def gather_tensors(local: Tensor) -> list[Tensor]:
 def barrier() -> None:
     """Wait for every rank."""
     if dist.is_initialized() and dist.get_world_size() > 1:
+        pulse.collective()
         dist.barrier()

@@ -38,12 +38,19 @@ from s2srm.rewards.base import RewardBatch, RewardModel
 from s2srm.rewards.calibration import RewardScale, unit_std_scale
 from s2srm.runs import RunResult, finish_run
 from s2srm.validation import validate
+from s2srm.watchdog import pulse
+from s2srm.watchdog.watch import watching
 
 
 def run(cfg: PPOConfig) -> RunResult:
     """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
     cfg = validate(cfg)
-    inputs = prepare(cfg)
+    with watching(cfg.watchdog, cfg.output):
+        return train(cfg, prepare(cfg))
+
+
+def train(cfg: PPOConfig, inputs: Inputs) -> RunResult:
+    """All of a run that needs weights."""
     if inputs.start.finished is not None:
         return inputs.start.finished
     output, total = inputs.start.output, cfg.total_steps
@@ -74,8 +81,10 @@ def run(cfg: PPOConfig) -> RunResult:
                 kl=metrics["kl/per_response"],
                 length=metrics["response/length_mean"],
             )
+            pulse.settle()
             saved.after_step(phase + 1, partial(check_models, models, phase + 1, cfg))
         check_models(models, total, cfg)
+        pulse.phase("saving policy and critic")
         with writing(output):
             models.policy.save(output, inputs.tokenizer, inputs.template)
             models.critic.save(output / "critic", inputs.tokenizer, inputs.template)
@@ -93,6 +102,7 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
     """Scale the reward to unit standard deviation over responses of the initial policy."""
     scale = 1.0
     if cfg.reward.scale == "unit_std":
+        pulse.phase("PPO calibration")
         rollouts = sampler.calibration()
         reward = score(models.reward, rollouts, cfg, 0)
         check_different(rollouts, len(sampler.prompts))
@@ -135,10 +145,14 @@ def run_phase(
 ) -> dict[str, float]:
     """One phase of PPO; returns its metrics, the same on every rank."""
     started = time.perf_counter()
+    name = f"PPO phase {phase + 1}"
+    pulse.phase(f"{name}, rollout")
     rollouts = sampler.phase(phase)
     sampled = time.perf_counter()
 
+    pulse.phase(f"{name}, reward")
     reward = score(models.reward, rollouts, cfg, phase + 1)
+    pulse.phase(f"{name}, experience")
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
@@ -147,6 +161,7 @@ def run_phase(
     check_experience(experience, cfg, phase + 1)
     metrics = phase_metrics(experience) | {"kl/coef": coef}
     controller.update(metrics["kl/per_response"], cfg.rollout_size)
+    pulse.phase(f"{name}, samples")
     if logger is not None and is_sample_phase(phase, cfg):
         logger.samples(phase + 1, sample_rows(experience, models.reward, inputs.tokenizer))
     scored = time.perf_counter()
