@@ -23,6 +23,7 @@ from s2srm.models.check import check_batch, fault_of
 from s2srm.models.choice import is_demanded
 from s2srm.models.trunk import own_attention, takes_packed
 from s2srm.models.value import PackedValueModel
+from s2srm.watchdog import pulse
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def build_engine(
         from s2srm.engine.deepspeed_engine import DeepSpeedEngine
 
         engine = DeepSpeedEngine(factory, cfg, optim, total_steps)
+    pulse.beat()
     check_model(engine)
     return engine
 
