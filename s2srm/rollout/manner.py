@@ -99,7 +99,8 @@ def _apart(model: PreTrainedModel, prompt: Tensor, out: Any, row: int, width: in
     own = model(input_ids=whole[None], use_cache=False).logits[0, -len(out.logits) :]
     wanted = own.float().log_softmax(-1)
     found = torch.stack([logits[row] for logits in out.logits]).float().log_softmax(-1)
-    return float(((wanted - found).abs().max() / unit(wanted)).nan_to_num(torch.inf))
+    apart = (wanted - found).abs().max() / unit(wanted)
+    return float(apart.detach().nan_to_num(torch.inf))
 
 
 def _generate(

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from s2srm.watchdog import pulse
+
 FAN_OUT = 32
 
 
@@ -56,6 +58,7 @@ class SeededSampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits of the next token -> (B, V) float32."""
+        pulse.beat()
         scores = scores.float()
         if self.suppress:
             scores = scores.clone()
