@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from s2srm import distributed
 from s2srm.config import OptimConfig
 from s2srm.engine.base import Engine, StepInfo
+from s2srm.engine.heap import keep_freed_memory
 from s2srm.engine.optim import build_optimizer, learning_rate
 from s2srm.engine.pieces import Piece, whole_pieces
 
 
 class TorchEngine(Engine):
     """Plain torch; `optim` None is a frozen model."""
+
+    keeps_graphs = True
 
     def __init__(
         self,
@@ -40,6 +43,8 @@ class TorchEngine(Engine):
             self.optimizer = None
             self._masters: list[tuple[Tensor, Tensor]] = []
         else:
+            if self.device.type == "cpu":
+                keep_freed_memory()
             self.optimizer = build_optimizer(self.module, optim)
             self._masters = _float32_masters(self.optimizer)
 
