@@ -47,6 +47,8 @@ class Engine(ABC):
     """The optimiser over this rank's pieces of the weights; None where the model is frozen."""
     num_steps: int
     """Optimiser steps taken: the position in the learning-rate schedule."""
+    keeps_graphs = False
+    """Whether a `train_forward` may wait for its backward while there are other forwards."""
     replicated = False
     """Whether every rank has all `pieces()`."""
 
