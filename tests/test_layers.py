@@ -13,15 +13,21 @@ HEAVY = {"torch", "transformers", "datasets", "deepspeed", "triton", "jsonargpar
 
 LAYERS: dict[str, tuple[int, set[str]]] = {
     # module prefix: (height, heavy packages that it may import); imports go down or sideways.
-    "s2srm.errors": (0, set()),
+    "s2srm.errors": (-2, set()),
+    "s2srm.bounds": (-1, set()),
     "s2srm.config": (0, set()),
     "s2srm.process": (0, set()),
     "s2srm.launcher": (0, set()),
+    "s2srm.watchdog": (0, set()),
+    "s2srm.watchdog.hub": (1, set()),
+    "s2srm.watchdog.guardian": (2, set()),
+    "s2srm.watchdog.watch": (3, {"torch"}),
     "s2srm.outputs": (1, set()),
     "s2srm.validation": (2, set()),
     "s2srm.evaluation.config": (3, set()),
     "s2srm.distributed": (1, {"torch"}),
     "s2srm.packing": (1, {"torch"}),
+    "s2srm.balance": (2, set()),
     "s2srm.checkpoint.files": (1, set()),
     "s2srm.runs": (2, set()),
     "s2srm.progress": (2, set()),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from s2srm import distributed
+from s2srm.bounds import check_bounds
 from s2srm.config import DataConfig
 from s2srm.data.adapters import make_adapter
 from s2srm.data.base import Adapter
@@ -24,6 +25,7 @@ from s2srm.data.readers import read_rows
 from s2srm.data.repetition import check_repetition, strip_prompt
 from s2srm.data.schema import Demonstration, LoadReport, Need, Preference, Prompt, Row
 from s2srm.errors import UserError
+from s2srm.watchdog import pulse
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +85,7 @@ def _load(
     response_column: str,
     convert: Callable[[Adapter, Fields, str], T],
 ) -> tuple[list[T], LoadReport]:
-    if cfg.limit is not None and cfg.limit < 1:
-        raise UserError(f"data.limit must be at least 1, got {cfg.limit}")
+    check_bounds(cfg, "data")
     rows = read_rows(cfg.path, cfg.split, cfg.subset)
     head = list(itertools.islice(rows, _PEEK_ROWS))
     adapter: Adapter | None = None
@@ -94,6 +95,7 @@ def _load(
     first_bad: str | None = None
     for row in itertools.chain(head, rows):
         num_rows += 1
+        pulse.beat()
         columns.update(dict.fromkeys(row.data))
         try:
             if row.error is not None:

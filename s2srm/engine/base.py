@@ -23,6 +23,7 @@ from s2srm.models.causal import PackedCausalLM
 from s2srm.models.export import SavedTemplate, exported_tensors, save_model
 from s2srm.models.value import PackedValueModel
 from s2srm.packing import Packed, Segment, pack
+from s2srm.watchdog import pulse
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,6 +48,8 @@ class Engine(ABC):
     """The optimiser over this rank's pieces of the weights; None where the model is frozen."""
     num_steps: int
     """Optimiser steps taken: the position in the learning-rate schedule."""
+    keeps_graphs = False
+    """Whether a `train_forward` may wait for its backward while there are other forwards."""
     replicated = False
     """Whether every rank has all `pieces()`."""
     may_sleep = False
@@ -143,6 +146,7 @@ class Engine(ABC):
             with self.whole([tensor for _, tensor in group]):
                 for name, tensor in group:
                     yield name, tensor.detach()
+                    pulse.beat()
 
     def save(
         self, out_dir: Path, tokenizer: PreTrainedTokenizerBase, template: SavedTemplate
@@ -186,7 +190,6 @@ def run_microbatches(
     engine: Engine,
     microbatches: Sequence[T],
     loss_fn: Callable[[T], Tensor],
-    dummy_fn: Callable[[Packed], Tensor] | None = None,
 ) -> Tensor:
     """Forward and backward of every micro-batch; returns this rank's sum of losses, detached.
 
@@ -195,10 +198,8 @@ def run_microbatches(
     zero, because under ZeRO-3 every rank must run the same number of forwards and backwards. The
     caller then calls `engine.step()`.
 
-    dummy_fn(batch) is the forward of a dummy; its result is added up and multiplied by 0. The
-    default suits every loss that is made of one tensor of the forward's output. ZeRO-3 counts how
-    many of them take part in the backward and compares the ranks, so a loss of logprobs and
-    entropy, say, needs a dummy_fn of both.
+    A loss is made of one tensor of the forward's output, as a dummy's is: ZeRO-3 counts how many
+    take part in the backward and compares the ranks.
     """
     count = max(1, distributed.max_over_ranks(len(microbatches)))
     total = torch.zeros((), device=engine.device)
@@ -207,9 +208,9 @@ def run_microbatches(
             loss = loss_fn(microbatches[i])
             total += loss.detach()
         else:
-            forward = dummy_fn or engine.train_forward
-            loss = 0.0 * forward(dummy_batch(engine.device)).sum()
+            loss = 0.0 * engine.train_forward(dummy_batch(engine.device)).sum()
         engine.backward(loss, last=i == count - 1)
+        pulse.beat()
     return total
 
 
@@ -220,7 +221,10 @@ def map_microbatches(engine: Engine, microbatches: Sequence[T], fn: Callable[[T]
     """
     # Agreed on first: once a rank is in a forward, the others must be in one too.
     count = distributed.max_over_ranks(len(microbatches))
-    results = [fn(microbatch) for microbatch in microbatches]
+    results: list[R] = []
+    for microbatch in microbatches:
+        results.append(fn(microbatch))
+        pulse.beat()
     for _ in range(count - len(microbatches)):
         engine(dummy_batch(engine.device))
     return results

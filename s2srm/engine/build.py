@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from s2srm.errors import UserError
 from s2srm.models.attention import MEANINGS, SDPA
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.check import check_batch, fault_of
+from s2srm.models.choice import is_demanded
 from s2srm.models.trunk import own_attention, takes_packed
 from s2srm.models.value import PackedValueModel
+from s2srm.watchdog import pulse
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ def build_engine(
 
         engine = DeepSpeedEngine(factory, cfg, optim, total_steps)
     engine.may_sleep = cfg.offload == "idle" and relieves(engine.device)
+    pulse.beat()
     check_model(engine)
     return engine
 
@@ -77,6 +81,11 @@ def check_model(engine: Engine) -> None:
     for attention in others:
         if fault is None:
             return
+        if is_demanded(lm):
+            raise UserError(
+                f"{module.where}: attention: flash is wrong for {kind} models here: {fault}; take "
+                "auto or sdpa"
+            )
         log_change(kind, attention, fault)
         lm.set_attn_implementation(attention)
         fault = _fault(engine)
@@ -127,6 +136,10 @@ def engine_kind(cfg: EngineConfig) -> str:
         kind = "deepspeed" if world > 1 or cfg.offload == "cpu" else "torch"
     if kind == "torch" and world > 1:
         raise UserError(f"engine.kind torch runs in one process, torchrun started {world}")
+    if kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "engine.kind deepspeed: the package is not installed; pip install 's2srm[deepspeed]'"
+        )
     if cfg.offload == "cpu" and (kind != "deepspeed" or cfg.zero_stage != 3):
         raise UserError(
             f"engine.offload cpu needs engine.kind deepspeed and zero_stage 3, got {kind} and "

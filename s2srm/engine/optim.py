@@ -14,8 +14,7 @@ from s2srm.errors import UserError
 def build_optimizer(module: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
     """AdamW or SGD over the trainable parameters; weight decay on matrices only.
 
-    Both are torch's fused ones, which read and write every element once, on a GPU and on a CPU, and
-    need no temporary memory.
+    Fused: one pass over weights, gradients and moments, with nothing of their size beside them.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:

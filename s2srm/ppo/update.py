@@ -11,7 +11,7 @@ separate models with separate optimisers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from s2srm import distributed
 from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, StepInfo, run_microbatches
 from s2srm.guards import Place, check_gradient, check_local_loss
-from s2srm.packing import Packed, Segment, pack
-from s2srm.ppo.experience import Experience
+from s2srm.packing import Packed, Segment, pack, rows_of
+from s2srm.ppo.experience import Experience, KeptForward
 from s2srm.ppo.guarding import update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
-from s2srm.rewards.base import rows_of
+from s2srm.watchdog import pulse
 
 RATIO_TOLERANCE = 1e-5
 """How far the first minibatch's ratio may be from 1 where logprobs are exact to float32."""
@@ -36,10 +36,14 @@ RATIO_TOLERANCE_BFLOAT16 = 1e-2
 
 @dataclass(frozen=True)
 class _Microbatch:
-    """One forward: a packed batch and the number of each of its rows in the experience."""
+    """One forward: a packed batch and the number of each of its rows in the experience.
+
+    kept: the policy's forward, if there was one already.
+    """
 
     batch: Packed
     rows: Tensor
+    kept: KeptForward | None = None
 
 
 def update(
@@ -79,6 +83,8 @@ def update(
         ]
         if policy is not None:
             is_first = first_epoch and number == 0
+            if is_first and experience.kept is not None:
+                microbatches[0] = replace(microbatches[0], kept=experience.kept)
             place = update_place("policy", cfg, phase, epoch, number + 1)
             info, ratio_error = _policy_step(
                 policy, experience, microbatches, minibatch.num_tokens, cfg, means, is_first, place
@@ -112,6 +118,7 @@ def _policy_step(
         loss, ratio = policy.train_forward(
             microbatch.batch,
             "ppo_loss",
+            hidden=None if microbatch.kept is None else microbatch.kept.take(),
             old_logprobs=experience.old_logprobs[rows],
             advantages=experience.advantages[rows],
             clip_low=cfg.clip_low,
@@ -133,6 +140,7 @@ def _policy_step(
         deviations.extend([(ratio.ratio_max - 1).abs(), (2 * ratio.k3.clamp_min(0)).sqrt()])
         return loss
 
+    pulse.phase(place.where)
     check_local_loss(run_microbatches(policy, microbatches, loss_fn), place)
     error = 0.0
     if is_first:
@@ -169,6 +177,7 @@ def _critic_step(
         means.add("ppo/value_loss", loss.detach() * num_tokens / count, count)
         return cfg.vf_coef * loss
 
+    pulse.phase(place.where)
     check_local_loss(run_microbatches(critic, microbatches, loss_fn), place)
     info = critic.step()
     check_gradient(info, place)
