@@ -220,7 +220,10 @@ class SamplingConfig:
     temperature: NonNegativeFloat = 1.0
     """Divides the logits, in sampling and in every logprob; 0 in evaluation means greedy."""
     batch_size: PositiveInt = 64
-    """Prompts that one rank generates for at a time."""
+    """Most prompts that one rank generates for at a time."""
+    kv_cache_gib: NonNegativeFloat = 0.0
+    """GiB that the keys and values of these prompts and their responses may take; where fewer than
+    batch_size fit, fewer are generated for at a time. 0: batch_size alone decides."""
 
 
 @dataclass(frozen=True)
