@@ -96,7 +96,7 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
         pulse.phase("PPO calibration")
         rollouts = sampler.calibration()
         reward = models.reward(rollouts.prompts, rollouts.responses)
-        check_reward(reward, cfg, 0)
+        check_reward(reward, rollouts, cfg, 0)
         check_different(rollouts, len(sampler.prompts))
         scale = unit_std_scale(reward.raw_sum)
         models.reward.calibrate(scale)
@@ -134,7 +134,7 @@ def run_phase(
 
     pulse.phase(f"{name}, reward")
     reward = models.reward(rollouts.prompts, rollouts.responses)
-    check_reward(reward, cfg, phase + 1)
+    check_reward(reward, rollouts, cfg, phase + 1)
     pulse.phase(f"{name}, experience")
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef

@@ -125,9 +125,7 @@ def _culprits(
     return behind if len(still) == len(alive) else []
 
 
-def _hang_line(
-    culprits: Sequence[Status], still: Sequence[Status], stacks: str, world: int
-) -> str:
+def _hang_line(culprits: Sequence[Status], still: Sequence[Status], stacks: str, world: int) -> str:
     named = [f"{_name(s, world)} {_manner(s)} in: {s.text}" for s in culprits]
     others = [s for s in still if s.rank not in {c.rank for c in culprits}]
     if others:

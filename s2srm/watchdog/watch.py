@@ -32,9 +32,7 @@ from s2srm.watchdog.pulse import Page, State
 _VERDICT_S = 10.0
 """How long a rank that lost the connection to another waits to be told why."""
 _LEAVE_S = 5.0
-_PROGRAM = (
-    "import sys; sys.path.append({root!r}); from s2srm.watchdog.guardian import main; main()"
-)
+_PROGRAM = "import sys; sys.path.append({root!r}); from s2srm.watchdog.guardian import main; main()"
 
 _left_behind: list[Watch] = []
 """Those whose guardian other ranks may still report to: rank 0 does not wait for it."""
@@ -108,7 +106,7 @@ class Watch:
         else:
             line = " ".join(str(failure).split())
             if not isinstance(failure, UserError):
-                line = f"{type(failure).__name__} in: {self._page.read().text}: {line}"
+                line = f"{type(failure).__name__} in: {pulse.last_phase()}: {line}"
             self._page.say(line, State.FAILED)
         self._page.close()
         assert self._guardian.stdin is not None
@@ -167,4 +165,3 @@ def _lost_a_rank(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or any(
         part in str(error) for part in ("gloo/", "NCCL", "Connection closed by peer")
     )
-
