@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.models": (3, {"torch", "transformers"}),
     "s2srm.engine": (4, {"torch", "transformers", "deepspeed"}),
     "s2srm.rollout": (4, {"torch", "transformers"}),
+    "s2srm.evidence": (2, {"torch"}),
     "s2srm.guards": (5, {"torch", "transformers"}),
     "s2srm.checkpoint": (5, {"torch"}),
     "s2srm.rewards": (5, {"torch", "transformers"}),
