@@ -142,6 +142,10 @@ class StageConfig:
     resume: str = "never"
     """auto: go on where the output folder holds a checkpoint, start where it does not; or a run's
     or a checkpoint's folder to go on from; never: start."""
+    watchdog: float = 600.0
+    """Seconds without progress (before the first step is done: three times as many, at least 60)
+    after which the run is ended, with the rank and the phase that hang named; a rank that dies is
+    named at once. 0: never."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)

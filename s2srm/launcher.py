@@ -24,11 +24,7 @@ def is_launched() -> bool:
 
 def leave_last_word(line: str) -> None:
     """Hand the line to torchrun, and have it printed on standard error when torchrun is done."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
-        with open(file, "w", encoding="utf-8") as report:
-            json.dump({"message": {"message": line, "extraInfo": extra}}, report)
+    report(line)
     if hasattr(os, "pidfd_open"):
         command = [sys.executable, "-I", "-S", __file__, str(os.getppid()), line]
         # A session of its own: torchrun ends the sessions of its ranks.
@@ -40,16 +36,24 @@ def leave_last_word(line: str) -> None:
         )
 
 
-def _print_after(pid: int, line: str) -> None:
-    """Wait for a process that is not ours to end, then print."""
+def report(line: str) -> None:
+    """Hand the line to torchrun, for its own report of this rank's end."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with open(file, "w", encoding="utf-8") as target:
+            json.dump({"message": {"message": line, "extraInfo": extra}}, target)
+
+
+def wait_for(pid: int) -> None:
+    """Wait for a process that is not ours to end, but not for ever."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:  # It has ended already.
-        descriptor = None
-    if descriptor is not None:
-        select.select([descriptor], [], [], _WAIT_SECONDS)
-    print(line, file=sys.stderr, flush=True)
+        return
+    select.select([descriptor], [], [], _WAIT_SECONDS)
 
 
 if __name__ == "__main__":
-    _print_after(int(sys.argv[1]), sys.argv[2])
+    wait_for(int(sys.argv[1]))
+    print(sys.argv[2], file=sys.stderr, flush=True)

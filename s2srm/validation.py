@@ -48,6 +48,7 @@ def validate(cfg: Stage) -> Stage:
     output_folder(cfg.output, "the folder for the trained model and its metrics")
     _log(cfg.log)
     at_least("seed", cfg.seed, 0)
+    at_least("watchdog", cfg.watchdog, 0)
     _checkpoints(cfg)
     if isinstance(cfg, SupervisedConfig):
         _supervised(cfg)

@@ -12,7 +12,16 @@ from typing import Any
 
 from s2srm.errors import UserError
 
-_FREE = {"output", "overwrite", "save_every", "keep_checkpoints", "resume", "log", "eval_every"}
+_FREE = {
+    "output",
+    "overwrite",
+    "save_every",
+    "keep_checkpoints",
+    "resume",
+    "watchdog",
+    "log",
+    "eval_every",
+}
 _ROUNDING = {"engine", "microbatch_tokens", "attention", "gradient_checkpointing"}
 """Names, at any depth, whose value only changes the order in which numbers are added."""
 _LENGTH = {"max_steps", "epochs", "total_steps"}

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s2srm.watchdog import pulse
+
 FORMAT = 1
 STATE, MANIFEST = "state.json", "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -95,6 +97,7 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> FileSum:
             file.write(chunk)
             total.update(chunk)
             size += len(chunk)
+            pulse.beat()
         file.flush()
         os.fsync(file.fileno())
     return FileSum(size, total.hexdigest())
@@ -172,9 +175,8 @@ def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> str | None:
         size = path.stat().st_size
         if size != wanted.size:
             return f"{path} has {size} bytes, {wanted.size} were written"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != wanted.sha256:
-                return f"{path} is damaged: its SHA-256 is not the one that was written"
+        if _sha256(path) != wanted.sha256:
+            return f"{path} is damaged: its SHA-256 is not the one that was written"
     return None
 
 
@@ -193,6 +195,16 @@ def copy_prefix(source: Path, target: Path, size: int) -> None:
         while left > 0 and (chunk := reader.read(min(left, _CHUNK_BYTES))):
             writer.write(chunk)
             left -= len(chunk)
+            pulse.beat()
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            total.update(chunk)
+            pulse.beat()
+    return total.hexdigest()
 
 
 def _manifest(files: Mapping[str, FileSum]) -> bytes:

@@ -33,6 +33,7 @@ from s2srm.engine import Engine
 from s2srm.engine.pieces import Piece, optimiser_state, start_state
 from s2srm.errors import UserError
 from s2srm.runs import config_to_dict, versions
+from s2srm.watchdog import pulse
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Checkpoints:
         if start.checkpoint is None:
             return 0
         state = start.state
+        pulse.phase(f"restoring {start.checkpoint}")
         if state["step"] > self.total:
             raise UserError(
                 f"resume: {start.checkpoint} has done {state['step']} steps, the run is to have "
@@ -134,6 +136,7 @@ class Checkpoints:
         UserError, with the last good checkpoint in place, if it cannot be written.
         """
         started = time.perf_counter()
+        pulse.phase(f"checkpoint of step {step}")
         temporary = files.temporary_path(self.output, step)
         self._together(lambda: files.make_temporary(self.output, step), main_only=True)
         written = self._together(lambda: self._write_tensors(temporary))

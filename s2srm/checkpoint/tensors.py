@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from s2srm.checkpoint.files import FileSum, write_chunks
+from s2srm.watchdog import pulse
 
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16"}
 
@@ -94,4 +95,5 @@ class TensorFiles:
                 part = file.get_slice(key)[low - first : high - first]
                 target[low - start : high - start].copy_(part)
                 num_read += high - low
+        pulse.beat()
         assert num_read == target.numel(), f"{kind} of {name}: {num_read} of {target.numel()} found"

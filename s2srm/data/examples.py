@@ -20,6 +20,7 @@ from s2srm.data.schema import Demonstration, Preference, Prompt
 from s2srm.data.templates import Template
 from s2srm.errors import UserError
 from s2srm.packing import Segment
+from s2srm.watchdog import pulse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,6 +183,7 @@ def _tokenise(
     tokenised: list[T] = []
     first: str | None = None
     for row in rows:
+        pulse.beat()
         try:
             tokenised.append(convert(row))
         except (_TooLong, UserError) as error:

@@ -24,6 +24,7 @@ from s2srm.data.readers import read_rows
 from s2srm.data.repetition import check_repetition, strip_prompt
 from s2srm.data.schema import Demonstration, LoadReport, Need, Preference, Prompt, Row
 from s2srm.errors import UserError
+from s2srm.watchdog import pulse
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def _load(
     first_bad: str | None = None
     for row in itertools.chain(head, rows):
         num_rows += 1
+        pulse.beat()
         columns.update(dict.fromkeys(row.data))
         try:
             if row.error is not None:

@@ -22,6 +22,7 @@ from s2srm.models.causal import PackedCausalLM
 from s2srm.models.export import SavedTemplate, exported_tensors, save_model
 from s2srm.models.value import PackedValueModel
 from s2srm.packing import Packed, Segment, pack
+from s2srm.watchdog import pulse
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -101,6 +102,7 @@ class Engine(ABC):
             with self.whole([tensor for _, tensor in group]):
                 for name, tensor in group:
                     yield name, tensor.detach()
+                    pulse.beat()
 
     def save(
         self, out_dir: Path, tokenizer: PreTrainedTokenizerBase, template: SavedTemplate
@@ -168,6 +170,7 @@ def run_microbatches(
             forward = dummy_fn or engine.train_forward
             loss = 0.0 * forward(dummy_batch(engine.device)).sum()
         engine.backward(loss, last=i == count - 1)
+        pulse.beat()
     return total
 
 
@@ -178,7 +181,10 @@ def map_microbatches(engine: Engine, microbatches: Sequence[T], fn: Callable[[T]
     """
     # Agreed on first: once a rank is in a forward, the others must be in one too.
     count = distributed.max_over_ranks(len(microbatches))
-    results = [fn(microbatch) for microbatch in microbatches]
+    results: list[R] = []
+    for microbatch in microbatches:
+        results.append(fn(microbatch))
+        pulse.beat()
     for _ in range(count - len(microbatches)):
         engine(dummy_batch(engine.device))
     return results

@@ -52,13 +52,14 @@ def check_experience(experience: Experience, cfg: PPOConfig, phase: int) -> None
             )
         return Place(f"PPO phase {phase}, {model}", phase, remedy)
 
+    own = experience.own_rows
     logprob = "logprob of a sampled token"
     check_rows(
         [
-            Rows(logprob, experience.old_logprobs, "kl/k1", place("policy")),
-            Rows(logprob, experience.k1, "kl/k1", place("reference")),
-            Rows("value of a token", experience.values, "ppo/value_mean", place("critic")),
-            Rows("return of a token", experience.returns, "ppo/value_mean", place("critic")),
+            Rows(logprob, experience.old_logprobs[own], "kl/k1", place("policy")),
+            Rows(logprob, experience.k1[own], "kl/k1", place("reference")),
+            Rows("value of a token", experience.values[own], "ppo/value_mean", place("critic")),
+            Rows("return of a token", experience.returns[own], "ppo/value_mean", place("critic")),
         ]
     )
 

@@ -27,6 +27,7 @@ from s2srm.models.vocabulary import check_vocabularies
 from s2srm.rewards.base import RewardModel
 from s2srm.rewards.scalar import ScalarReward
 from s2srm.rewards.seq2seq import Seq2SeqReward
+from s2srm.watchdog import pulse
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Models:
 
 def prepare(cfg: PPOConfig) -> Inputs:
     """Check and read everything but the weights. UserError for whatever does not fit together."""
+    pulse.phase("reading settings and data")
     distributed.start()
     engine_kind(cfg.engine)
     config = load_config(cfg.policy, "policy.path")
@@ -76,6 +78,7 @@ def prepare(cfg: PPOConfig) -> Inputs:
 
 def load_models(cfg: PPOConfig, inputs: Inputs) -> Models:
     """The four models, each from its own folder; a fresh critic's head starts at 0."""
+    pulse.phase("loading the four models")
     policy_steps, critic_steps = optimiser_steps(cfg)
     policy = build_engine(
         lambda zero: load_causal_lm(cfg.policy, zero_config=zero, train=True),

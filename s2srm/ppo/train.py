@@ -11,30 +11,46 @@ import time
 from functools import partial
 
 from s2srm import distributed
+from s2srm.balance import deal
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
 from s2srm.errors import UserError
 from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
 from s2srm.outputs import writing
+from s2srm.ppo.exchange import Shares, gather_reward
 from s2srm.ppo.experience import Experience, collect_experience
 from s2srm.ppo.guarding import check_experience, check_reward, trained_place
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
-from s2srm.ppo.minibatches import Minibatch, Rollouts, permutation, plan_epoch
+from s2srm.ppo.minibatches import (
+    Minibatch,
+    Rollouts,
+    balance_metrics,
+    permutation,
+    plan_epoch,
+)
 from s2srm.ppo.sampler import Sampler
 from s2srm.ppo.samples import sample_rows
 from s2srm.ppo.setup import Inputs, Models, load_models, prepare
 from s2srm.ppo.update import update
+from s2srm.rewards.base import RewardBatch, RewardModel
 from s2srm.rewards.calibration import RewardScale, unit_std_scale
 from s2srm.runs import RunResult, finish_run
 from s2srm.validation import validate
+from s2srm.watchdog import pulse
+from s2srm.watchdog.watch import watching
 
 
 def run(cfg: PPOConfig) -> RunResult:
     """Train; writes metrics.jsonl, samples.jsonl, the policy, and the critic under critic/."""
     cfg = validate(cfg)
-    inputs = prepare(cfg)
+    with watching(cfg.watchdog, cfg.output):
+        return train(cfg, prepare(cfg))
+
+
+def train(cfg: PPOConfig, inputs: Inputs) -> RunResult:
+    """All of a run that needs weights."""
     if inputs.start.finished is not None:
         return inputs.start.finished
     output, total = inputs.start.output, cfg.total_steps
@@ -65,8 +81,10 @@ def run(cfg: PPOConfig) -> RunResult:
                 kl=metrics["kl/per_response"],
                 length=metrics["response/length_mean"],
             )
+            pulse.settle()
             saved.after_step(phase + 1, partial(check_models, models, phase + 1, cfg))
         check_models(models, total, cfg)
+        pulse.phase("saving policy and critic")
         with writing(output):
             models.policy.save(output, inputs.tokenizer, inputs.template)
             models.critic.save(output / "critic", inputs.tokenizer, inputs.template)
@@ -84,9 +102,9 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
     """Scale the reward to unit standard deviation over responses of the initial policy."""
     scale = 1.0
     if cfg.reward.scale == "unit_std":
+        pulse.phase("PPO calibration")
         rollouts = sampler.calibration()
-        reward = models.reward(rollouts.prompts, rollouts.responses)
-        check_reward(reward, cfg, 0)
+        reward = score(models.reward, rollouts, cfg, 0)
         check_different(rollouts, len(sampler.prompts))
         scale = unit_std_scale(reward.raw_sum)
         models.reward.calibrate(scale)
@@ -95,15 +113,25 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
 
 def check_different(rollouts: Rollouts, num_prompts: int) -> None:
     """UserError if all responses to a few prompts are the same: no reward has a spread then."""
-    mine = {tuple(response.tokens) for response in rollouts.responses}
-    # Two of a rank are enough to tell.
-    different = set().union(*distributed.gather_objects(set(list(mine)[:2])))
-    if len(different) == 1:
+    if len({tuple(response.tokens) for response in rollouts.responses}) == 1:
         raise UserError(
             f"reward.scale unit_std: the initial policy always writes the same response (to "
             f"{num_prompts} prompt{'s' if num_prompts > 1 else ''}), so its reward has no spread "
             "to scale by; give more prompts or a policy that varies, or take reward.scale none"
         )
+
+
+def score(model: RewardModel, rollouts: Rollouts, cfg: PPOConfig, phase: int) -> RewardBatch:
+    """Rewards of all responses, each by one rank. phase counts from 1, 0 is the calibration.
+
+    TrainingDiverged, which names the rank, where one is not finite.
+    """
+    prompts, responses = rollouts.prompts, rollouts.responses
+    lengths = [model.num_tokens(*pair) for pair in zip(prompts, responses, strict=True)]
+    shares = Shares(deal(lengths, distributed.world_size()), responses)
+    local = model([prompts[i] for i in shares.mine], [responses[i] for i in shares.mine])
+    check_reward(local, cfg, phase)
+    return gather_reward(shares, local, responses)
 
 
 def run_phase(
@@ -117,11 +145,14 @@ def run_phase(
 ) -> dict[str, float]:
     """One phase of PPO; returns its metrics, the same on every rank."""
     started = time.perf_counter()
+    name = f"PPO phase {phase + 1}"
+    pulse.phase(f"{name}, rollout")
     rollouts = sampler.phase(phase)
     sampled = time.perf_counter()
 
-    reward = models.reward(rollouts.prompts, rollouts.responses)
-    check_reward(reward, cfg, phase + 1)
+    pulse.phase(f"{name}, reward")
+    reward = score(models.reward, rollouts, cfg, phase + 1)
+    pulse.phase(f"{name}, experience")
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
@@ -130,6 +161,7 @@ def run_phase(
     check_experience(experience, cfg, phase + 1)
     metrics = phase_metrics(experience) | {"kl/coef": coef}
     controller.update(metrics["kl/per_response"], cfg.rollout_size)
+    pulse.phase(f"{name}, samples")
     if logger is not None and is_sample_phase(phase, cfg):
         logger.samples(phase + 1, sample_rows(experience, models.reward, inputs.tokenizer))
     scored = time.perf_counter()
@@ -151,8 +183,10 @@ def learn(
     policy = models.policy if phase >= cfg.critic_warmup_steps else None
     means = TokenMeans(models.critic.device)
     found: dict[str, float] = {}
+    planned: list[Minibatch] = []
     for epoch in range(cfg.ppo_epochs):
         plan = first_epoch if epoch == 0 else epoch_plan(experience.rollouts, phase, epoch, cfg)
+        planned += plan
         found |= update(
             policy,
             models.critic,
@@ -164,13 +198,15 @@ def learn(
             phase=phase + 1,
             epoch=epoch + 1,
         )
-    return found | means.reduce()
+    return found | means.reduce() | balance_metrics(planned)
 
 
 def epoch_plan(rollouts: Rollouts, phase: int, epoch: int, cfg: PPOConfig) -> list[Minibatch]:
     """The minibatches of one pass over a phase, from the seed that all ranks share."""
     order = permutation(cfg.rollout_size, cfg.seed, phase, epoch)
-    return plan_epoch(rollouts, order, cfg.minibatch_size, cfg.microbatch_tokens)
+    return plan_epoch(
+        rollouts, order, cfg.minibatch_size, cfg.microbatch_tokens, distributed.world_size()
+    )
 
 
 def is_sample_phase(phase: int, cfg: PPOConfig) -> bool:

@@ -20,13 +20,13 @@ from s2srm import distributed
 from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, StepInfo, run_microbatches
 from s2srm.guards import Place, check_gradient, check_local_loss
-from s2srm.packing import Packed, Segment, pack
+from s2srm.packing import Packed, Segment, pack, rows_of
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.guarding import update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
-from s2srm.rewards.base import rows_of
+from s2srm.watchdog import pulse
 
 RATIO_TOLERANCE = 1e-5
 """How far the first minibatch's ratio may be from 1 where logprobs are exact to float32."""
@@ -133,6 +133,7 @@ def _policy_step(
         deviations.extend([(ratio.ratio_max - 1).abs(), (2 * ratio.k3.clamp_min(0)).sqrt()])
         return loss
 
+    pulse.phase(place.where)
     check_local_loss(run_microbatches(policy, microbatches, loss_fn), place)
     error = 0.0
     if is_first:
@@ -169,6 +170,7 @@ def _critic_step(
         means.add("ppo/value_loss", loss.detach() * num_tokens / count, count)
         return cfg.vf_coef * loss
 
+    pulse.phase(place.where)
     check_local_loss(run_microbatches(critic, microbatches, loss_fn), place)
     info = critic.step()
     check_gradient(info, place)

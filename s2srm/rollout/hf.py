@@ -27,6 +27,7 @@ from s2srm.config import SamplingConfig
 from s2srm.models.trunk import own_attention
 from s2srm.rollout.base import Response
 from s2srm.rollout.manner import Manner, find_manner
+from s2srm.watchdog import pulse
 
 
 class HFRollout:
@@ -202,6 +203,7 @@ class GumbelNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits of the next token -> (B, V) float32 perturbed logits."""
+        pulse.beat()
         scores = scores.float()
         if self.suppress:
             scores = scores.clone()

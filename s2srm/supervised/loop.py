@@ -36,6 +36,7 @@ from s2srm.models.positions import position_limit
 from s2srm.outputs import writing
 from s2srm.packing import Packed, Segment, pack, split_by_budget
 from s2srm.runs import RunResult, finish_run
+from s2srm.watchdog import pulse
 
 Row = TypeVar("Row")
 Stats = Mapping[str, Tensor | float]
@@ -120,6 +121,7 @@ def prepare(
     load_rows: Callable[[DataConfig, PreTrainedTokenizerBase, Template, int | None], list[Row]],
 ) -> Prepared[Row]:
     """Check and read everything but the weights, so that bad input is found at once."""
+    pulse.phase("reading settings and data")
     distributed.start()
     engine_kind(cfg.engine)
     config = load_config(cfg.model)
@@ -143,6 +145,7 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
     total = num_steps(len(data.train), cfg.batch_size, cfg.epochs, cfg.max_steps)
     batches = global_batches(len(data.train), cfg.batch_size, cfg.seed, cfg.epochs, cfg.max_steps)
     torch.manual_seed(cfg.seed)
+    pulse.phase("loading the model")
     engine = build_engine(task.model, cfg.engine, cfg.optim, total)
     with (
         RunLogger(output, cfg.log, total, task.title) as log,
@@ -155,6 +158,7 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
         for step, indices in itertools.islice(enumerate(batches, start=1), done, None):
             mine = [data.train[i] for i in shard(indices, rank, world)]
             place = _place(cfg, task, step, num_updates=step - 1)
+            pulse.phase(place.where)
             row = train_step(engine, task, mine, cfg.microbatch_tokens, place)
             tokens = int(row.pop("tokens"))
             is_due = step == total or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
@@ -163,9 +167,11 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
                 row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens, place)
             log.row(step, row)
             log.advance(tokens=tokens, loss=row["loss"])
+            pulse.settle()
             place = _place(cfg, task, step, num_updates=step)
             saved.after_step(step, partial(check_trained, engine, place))
         check_trained(engine, _place(cfg, task, total, num_updates=total))
+        pulse.phase("saving the model")
         with writing(output):
             engine.save(output, data.tokenizer, data.template)
             return finish_run(output, cfg, dict(log.last))
@@ -218,6 +224,7 @@ def evaluate(
 
     TrainingDiverged if their loss is not finite.
     """
+    pulse.phase(f"{place.where}, evaluation")
     mine = rows[distributed.rank() :: distributed.world_size()]
     units = [unit for row in mine for unit in task.dev_units(row)]
     parts = map_microbatches(

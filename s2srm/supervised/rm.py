@@ -31,6 +31,7 @@ from s2srm.runs import RunResult
 from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
 from s2srm.supervised.rm_probe import probe_rm
 from s2srm.validation import validate
+from s2srm.watchdog.watch import watching
 
 CORRECTION, IDENTITY = 0, 1
 NAMES = {CORRECTION: "correction", IDENTITY: "identity"}
@@ -39,8 +40,9 @@ NAMES = {CORRECTION: "correction", IDENTITY: "identity"}
 def run(cfg: RMConfig) -> RunResult:
     """Train; the output folder loads with AutoModelForCausalLM.from_pretrained."""
     cfg = validate(cfg)
-    data = prepare(cfg, load_triples)
-    return train(cfg, RMTask(cfg, data.template), data)
+    with watching(cfg.watchdog, cfg.output):
+        data = prepare(cfg, load_triples)
+        return train(cfg, RMTask(cfg, data.template), data)
 
 
 def load_triples(

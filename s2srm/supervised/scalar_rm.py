@@ -21,6 +21,7 @@ from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
 from s2srm.supervised.rm import load_triples
 from s2srm.supervised.rm_probe import correlation, moments
 from s2srm.validation import validate
+from s2srm.watchdog.watch import watching
 
 MOMENTS = ("n", "x", "y", "xx", "yy", "xy")
 
@@ -28,8 +29,9 @@ MOMENTS = ("n", "x", "y", "xx", "yy", "xy")
 def run(cfg: ScalarRMConfig) -> RunResult:
     """Train; the folder also loads as a causal LM, the head is in score_head.safetensors."""
     cfg = validate(cfg)
-    data = prepare(cfg, partial(load_triples, layout="response"))
-    return train(cfg, ScalarRMTask(cfg, data.template), data)
+    with watching(cfg.watchdog, cfg.output):
+        data = prepare(cfg, partial(load_triples, layout="response"))
+        return train(cfg, ScalarRMTask(cfg, data.template), data)
 
 
 class ScalarRMTask(Task[TokenisedPreference]):

@@ -16,6 +16,7 @@ from s2srm.models.load import load_causal_lm
 from s2srm.runs import RunResult
 from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
 from s2srm.validation import validate
+from s2srm.watchdog.watch import watching
 
 
 def run(cfg: SFTConfig) -> RunResult:
@@ -33,8 +34,9 @@ def run(cfg: SFTConfig) -> RunResult:
         log_rows(data, len(tokenised), report, num_long)
         return tokenised
 
-    data = prepare(cfg, load_rows)
-    return train(cfg, SFTTask(cfg, data.template), data)
+    with watching(cfg.watchdog, cfg.output):
+        data = prepare(cfg, load_rows)
+        return train(cfg, SFTTask(cfg, data.template), data)
 
 
 class SFTTask(Task[TokenisedDemonstration]):
