@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     from s2srm.validation import expand_paths
 
     quiet_libraries()
-    plan = make_plan(stage, expand_paths(cfg), device, gpus * nodes, memory, lengths)
+    plan = make_plan(stage, STAGES[stage].module, expand_paths(cfg), device, gpus * nodes, memory, lengths)
     if "json" in own:
         print(json.dumps(as_json(plan), indent=2))
     else:

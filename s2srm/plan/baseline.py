@@ -1,8 +1,8 @@
 """What a process of a stage takes before its first tensor, measured by starting one.
 
-    python -m s2srm.plan.baseline STAGE MODEL_TYPE deepspeed|torch
+    python -m s2srm.plan.baseline MODULE MODEL_TYPE deepspeed|torch
 
-imports what the stage imports on its way (transformers, the model's module, the tokenizers, the
+imports the stage's module and what it imports on its way (transformers, the model's module, the tokenizers, the
 readers of data, DeepSpeed), makes one product, and prints its resident bytes. Left out: the data's
 own rows, and buffers that grow with use.
 """
@@ -14,18 +14,16 @@ import subprocess
 import sys
 
 
-def library_bytes(stage: str, model_type: str, deepspeed: bool) -> int:
+def library_bytes(module: str, model_type: str, deepspeed: bool) -> int:
     """Resident bytes of such a process on this machine, with this process's environment."""
     engine = "deepspeed" if deepspeed else "torch"
-    command = [sys.executable, "-m", __spec__.name, stage, model_type, engine]
+    command = [sys.executable, "-m", __spec__.name, module, model_type, engine]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def _load(stage: str, model_type: str, engine: str) -> None:
-    from s2srm.commands.stages import STAGES
-
-    importlib.import_module(STAGES[stage].module)
+def _load(module: str, model_type: str, engine: str) -> None:
+    importlib.import_module(module)
     import datasets  # noqa: F401
     import tokenizers  # noqa: F401
     import torch

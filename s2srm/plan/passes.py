@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
-from s2srm.models.attention import SDPA, VARLEN
+from s2srm.models.attention import SDPA
+from s2srm.models import flash as flash_attention
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.load import DTYPES, disable_dropout
 from s2srm.models.trunk import own_attention
@@ -39,7 +40,7 @@ class Passes:
         self.config = copy.deepcopy(config)
         disable_dropout(self.config)
         self.dtype = DTYPES[precision]
-        self.attention = VARLEN if flash else SDPA
+        self.attention = flash_attention.TORCH.name if flash else SDPA
         self.packed = cache(self._packed)
         self.prefill = cache(self._prefill)
         self.decode = cache(self._decode)

@@ -16,6 +16,7 @@ from s2srm.plan.timing import Clock
 
 def make_plan(
     stage: str,
+    module: str,
     cfg: StageConfig,
     device: str,
     ranks: int,
@@ -24,7 +25,7 @@ def make_plan(
 ) -> Plan:
     """The plan of one stage.
 
-    device: a name of DEVICES, or cpu. memory: bytes of a rank, the device's own if None. lengths:
+    module: the stage's, which a process imports. device: a name of DEVICES, or cpu. memory: bytes of a rank, the device's own if None. lengths:
     (prompt, response) tokens of every row, instead of the data's or the limits. UserError for a
     model whose architecture cannot be known.
     """
@@ -34,7 +35,7 @@ def make_plan(
     estimate = Estimate(cfg, place, found)
     if where.is_cpu:
         kind = next(iter(estimate.models.values())).source.config.model_type
-        libraries = library_bytes(stage, kind, is_deepspeed(cfg.engine, ranks))
+        libraries = library_bytes(module, kind, is_deepspeed(cfg.engine, ranks))
         place = replace(place, library_bytes=float(libraries))
         estimate = Estimate(cfg, place, found)
     limit = where.memory if memory is None else memory

@@ -18,8 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from s2srm.models import flash
 
 
 class AllocationTrace(TorchDispatchMode):
@@ -80,10 +84,11 @@ class AllocationTrace(TorchDispatchMode):
 
 
 class FusedAttention:
-    """Inside, scaled_dot_product_attention of meta tensors keeps what the fused kernels keep:
-    query, key, value, output and one log-sum-exp per query, never the scores.
+    """Inside, attention of meta tensors keeps what the fused kernels keep: query, key, value,
+    output and one log-sum-exp per query, never the scores.
 
-    Without it torch takes its unfused formula for the meta device. The kernel's schema is the
+    Without it torch takes its unfused formula for the meta device, and the packed function of
+    FlashAttention asks which GPU a meta tensor is on. The kernel's schema is the
     CPU's; the CUDA kernels keep the same tensors. A TorchFunctionMode would be off inside
     backward(), where activation checkpointing runs the forward again.
     """
@@ -95,9 +100,11 @@ class FusedAttention:
             return (_fused if query.is_meta else own)(query, *args, **kwargs)
 
         F.scaled_dot_product_attention = attend
+        ALL_ATTENTION_FUNCTIONS[flash.TORCH.name] = _varlen
 
     def __exit__(self, *exception: Any) -> None:
         F.scaled_dot_product_attention = self._own
+        del ALL_ATTENTION_FUNCTIONS[flash.TORCH.name]
 
 
 def _fused(
@@ -114,3 +121,30 @@ def _fused(
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return attend(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def _varlen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """models.attention.packed_flash for heads of one size; windows and softcaps cost no memory."""
+    assert cu_seq_lens_q is not None
+    packed = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = varlen_attn(
+        *packed,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None], None

@@ -33,6 +33,6 @@ def head_training(rows: int, vocabulary: int, hidden: int, itemsize: int, on_gpu
 
 
 def sampling(sequences: int, vocabulary: int) -> float:
-    """generate() and GumbelNoise hold float32 scores three times: as given, over the temperature,
-    and as what is sampled from; and float64 noise of one sequence."""
-    return 3 * 4.0 * sequences * vocabulary + 8.0 * vocabulary
+    """A draw holds three (B, V) float32 tensors: scores, weights and the result, and the sums of
+    groups of 32 weights (rollout/sampling.py)."""
+    return (3 + 1 / 32) * 4.0 * sequences * vocabulary
