@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "correct": "show an RM's correction of one response, with the reward of every token",
     "eval": "compare policies: gold score or reward, win rates, refusals, length",
     "report": "write one self-contained HTML page about runs",
+    "plan": "memory of each rank, time of a step and what fits, before hardware is rented",
     "doctor": "versions, devices, and which backend each operation will use",
 }
 _OTHER_RANKS_WAIT_SECONDS = 5.0

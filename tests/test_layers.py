@@ -43,6 +43,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.rewards": (5, {"torch", "transformers"}),
     "s2srm.supervised": (6, {"torch", "transformers"}),
     "s2srm.ppo": (6, {"torch", "transformers"}),
+    "s2srm.plan": (7, {"torch", "transformers", "datasets"}),
     "s2srm.evaluation": (8, {"torch", "transformers"}),
     "s2srm.report": (9, set()),
     "s2srm.commands": (10, {"torch", "transformers", "datasets", "jsonargparse"}),
