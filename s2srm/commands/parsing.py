@@ -149,7 +149,8 @@ def normalise(argv: Sequence[str], cls: type, texts: Sequence[str] = ()) -> list
     return done
 
 
-def _recipe(name: str, cls: type) -> Path:
+def recipe_path(name: str) -> Path:
+    """The file of a --config: a path, or the name of a shipped recipe. UserError if neither."""
     path = Path(name).expanduser()
     if not path.is_file():
         path = RECIPES / f"{name}.yaml"
@@ -159,6 +160,11 @@ def _recipe(name: str, cls: type) -> Path:
             f"--config: {name!r} is neither a file nor a shipped recipe"
             f"{nearest(name, known) or '; recipes: ' + ', '.join(known)}"
         )
+    return path
+
+
+def _recipe(name: str, cls: type) -> Path:
+    path = recipe_path(name)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
