@@ -51,6 +51,7 @@ def build_engine(
         engine = DeepSpeedEngine(factory, cfg, optim, total_steps)
     pulse.beat()
     check_model(engine)
+    distributed.give_back_memory()
     return engine
 
 

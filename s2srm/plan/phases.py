@@ -18,6 +18,7 @@ Kind = Literal[
     "gradients",
     "optimiser",
     "activations",
+    "heap holes",
     "KV cache",
     "gathered policy",
     "ZeRO live parameters",
