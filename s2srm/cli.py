@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import importlib
 import io
-import logging
 import os
 import sys
 import time
@@ -16,9 +15,11 @@ from collections.abc import Sequence
 
 from s2srm import __version__, launcher
 from s2srm.commands import stages
+from s2srm.commands.libraries import set_up_logging
 from s2srm.commands.parsing import nearest
 from s2srm.commands.stages import STAGES
 from s2srm.errors import UserError
+from s2srm.watchdog import pulse
 
 COMMANDS: dict[str, str] = {
     "demo": "the whole pipeline on a generated miniature world, on a CPU, in minutes",
@@ -66,22 +67,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        return _fail(f"{error.filename or 'writing'}: {error.strerror}")
+        return _fail(f"{error.filename or 'writing'}: {error.strerror}{_whereabouts()}")
     except KeyboardInterrupt:
         print("s2srm: interrupted", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise
-        return _fail(f"out of memory: {str(error) or 'on the CPU'}; {_LESS_MEMORY}")
+        why = str(error) or "on the CPU"
+        return _fail(f"out of memory{_whereabouts()}: {why}; {_LESS_MEMORY}")
     return 0
+
+
+def _whereabouts() -> str:
+    """` on rank 1 in: PPO phase 3, rollout`, as far as there are ranks and a phase."""
+    world, phase = os.environ.get("WORLD_SIZE", "1"), pulse.last_phase()
+    rank = f" on rank {os.environ.get('RANK', '0')}" if world != "1" else ""
+    return rank + (f" in: {phase}" if phase else "")
 
 
 def _fail(message: str) -> int:
     """Print one line; rank 0 first."""
-    line = f"s2srm: error: {' '.join(message.split())}"
-    if int(os.environ.get("RANK", "0")) > 0:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
         time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+        if "rank" not in message:
+            message = f"rank {rank}: {message}"
+    line = f"s2srm: error: {' '.join(message.split())}"
     print(line, file=sys.stderr, flush=True)
     if launcher.is_launched():
         launcher.leave_last_word(line)
@@ -105,7 +117,7 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}")
-    _set_up_logging()
+    set_up_logging()
     if name in STAGES:
         stages.run_stage(name, rest)
     else:
@@ -129,13 +141,6 @@ def _help() -> str:
         "  torchrun --nproc-per-node 2 -m s2srm rm --config RECIPE.yaml",
     ]
     return "\n".join(lines)
-
-
-def _set_up_logging() -> None:
-    """Messages of s2srm on stderr: INFO on rank 0, ERROR on the others."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    main_rank = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("s2srm").setLevel(logging.INFO if main_rank else logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ HEAVY = {"torch", "transformers", "datasets", "deepspeed", "triton", "jsonargpar
 
 LAYERS: dict[str, tuple[int, set[str]]] = {
     # module prefix: (height, heavy packages that it may import); imports go down or sideways.
-    "s2srm.errors": (0, set()),
+    "s2srm.errors": (-2, set()),
+    "s2srm.bounds": (-1, set()),
     "s2srm.config": (0, set()),
     "s2srm.process": (0, set()),
     "s2srm.launcher": (0, set()),
@@ -36,6 +37,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.models": (3, {"torch", "transformers"}),
     "s2srm.engine": (4, {"torch", "transformers", "deepspeed"}),
     "s2srm.rollout": (4, {"torch", "transformers"}),
+    "s2srm.evidence": (2, {"torch"}),
     "s2srm.guards": (5, {"torch", "transformers"}),
     "s2srm.checkpoint": (5, {"torch"}),
     "s2srm.rewards": (5, {"torch", "transformers"}),

@@ -47,6 +47,8 @@ class Engine(ABC):
     """The optimiser over this rank's pieces of the weights; None where the model is frozen."""
     num_steps: int
     """Optimiser steps taken: the position in the learning-rate schedule."""
+    keeps_graphs = False
+    """Whether a `train_forward` may wait for its backward while there are other forwards."""
     replicated = False
     """Whether every rank has all `pieces()`."""
 
@@ -146,7 +148,6 @@ def run_microbatches(
     engine: Engine,
     microbatches: Sequence[T],
     loss_fn: Callable[[T], Tensor],
-    dummy_fn: Callable[[Packed], Tensor] | None = None,
 ) -> Tensor:
     """Forward and backward of every micro-batch; returns this rank's sum of losses, detached.
 
@@ -155,10 +156,8 @@ def run_microbatches(
     zero, because under ZeRO-3 every rank must run the same number of forwards and backwards. The
     caller then calls `engine.step()`.
 
-    dummy_fn(batch) is the forward of a dummy; its result is added up and multiplied by 0. The
-    default suits every loss that is made of one tensor of the forward's output. ZeRO-3 counts how
-    many of them take part in the backward and compares the ranks, so a loss of logprobs and
-    entropy, say, needs a dummy_fn of both.
+    A loss is made of one tensor of the forward's output, as a dummy's is: ZeRO-3 counts how many
+    take part in the backward and compares the ranks.
     """
     count = max(1, distributed.max_over_ranks(len(microbatches)))
     total = torch.zeros((), device=engine.device)
@@ -167,8 +166,7 @@ def run_microbatches(
             loss = loss_fn(microbatches[i])
             total += loss.detach()
         else:
-            forward = dummy_fn or engine.train_forward
-            loss = 0.0 * forward(dummy_batch(engine.device)).sum()
+            loss = 0.0 * engine.train_forward(dummy_batch(engine.device)).sum()
         engine.backward(loss, last=i == count - 1)
         pulse.beat()
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -129,6 +130,10 @@ def engine_kind(cfg: EngineConfig) -> str:
         kind = "deepspeed" if world > 1 else "torch"
     if kind == "torch" and world > 1:
         raise UserError(f"engine.kind torch runs in one process, torchrun started {world}")
+    if kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "engine.kind deepspeed: the package is not installed; pip install 's2srm[deepspeed]'"
+        )
     if kind == "deepspeed" and cfg.offload == "cpu" and cfg.zero_stage != 3:
         raise UserError(f"engine.offload cpu needs zero_stage 3, got {cfg.zero_stage}")
     return kind

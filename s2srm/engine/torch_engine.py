@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from s2srm import distributed
 from s2srm.config import OptimConfig
 from s2srm.engine.base import Engine, StepInfo
+from s2srm.engine.heap import keep_freed_memory
 from s2srm.engine.optim import build_optimizer, learning_rate
 from s2srm.engine.pieces import Piece, whole_pieces
 
 
 class TorchEngine(Engine):
     """Plain torch; `optim` None is a frozen model."""
+
+    keeps_graphs = True
 
     def __init__(
         self,
@@ -40,6 +43,8 @@ class TorchEngine(Engine):
             self.optimizer = None
             self._masters: list[tuple[Tensor, Tensor]] = []
         else:
+            if self.device.type == "cpu":
+                keep_freed_memory()
             self.optimizer = build_optimizer(self.module, optim)
             self._masters = _float32_masters(self.optimizer)
 
@@ -66,14 +71,15 @@ class TorchEngine(Engine):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        parameters = [p for p in trained if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if not norm.isfinite():
             # The weights stay as they are; the caller stops at this norm (guards.py).
             return StepInfo(float(norm), lr)
-        if self.optim.max_grad_norm > 0:
-            nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
+        if 0 < self.optim.max_grad_norm < float(norm):
+            # Fused optimisers divide by it in the pass that they make anyway.
+            self.optimizer.grad_scale = norm.float() / self.optim.max_grad_norm  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
+        self.optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.zero_grad(set_to_none=True)
         self.adopt_masters()
         self.num_steps += 1

@@ -130,7 +130,8 @@ def score(model: RewardModel, rollouts: Rollouts, cfg: PPOConfig, phase: int) ->
     lengths = [model.num_tokens(*pair) for pair in zip(prompts, responses, strict=True)]
     shares = Shares(deal(lengths, distributed.world_size()), responses)
     local = model([prompts[i] for i in shares.mine], [responses[i] for i in shares.mine])
-    check_reward(local, cfg, phase)
+    segments = rollouts.segments()
+    check_reward(local, [segments[i] for i in shares.mine], cfg, phase)
     return gather_reward(shares, local, responses)
 
 
@@ -156,7 +157,8 @@ def run_phase(
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
-        models.policy, models.reference, models.critic, rollouts, reward, first_epoch, coef, cfg
+        *(models.policy, models.reference, models.critic, rollouts, reward, first_epoch, coef, cfg),
+        keep_first=phase >= cfg.critic_warmup_steps,
     )
     check_experience(experience, cfg, phase + 1)
     metrics = phase_metrics(experience) | {"kl/coef": coef}
