@@ -31,7 +31,7 @@ _MARK = "peaks-of"
 
 @dataclass(frozen=True)
 class Case:
-    """A run: its stage, ranks and settings, and whether more than a MiB of weights is its matter."""
+    """A run: its stage, ranks and settings."""
 
     name: str
     stage: str
@@ -40,7 +40,7 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="s2srm plan beside real runs")
     parser.add_argument("--data", required=True, help="triples: prompt, chosen, rejected")
     parser.add_argument("--models", nargs="+", required=True, help="model folders, smallest first")
     parser.add_argument("--only", default="", help="cases whose name holds this")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
-import platform
 from datetime import timedelta
 from typing import Any
 
@@ -69,14 +67,6 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
-
-
-def give_back_memory() -> None:
-    """On a CPU, return to the system what glibc keeps of freed memory: after loading a model that is
-    up to another copy of it. Other C libraries return it themselves or have no such call."""
-    if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
-        return
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -2,10 +2,9 @@
 
     python -m s2srm.plan.baseline MODULE MODEL_TYPE deepspeed|torch
 
-imports the stage's module and what it imports on its way (transformers, the model's module, the tokenizers, the
-readers of data, DeepSpeed), builds an engine around a toy, which is checked and writes two tokens,
-and prints its resident bytes. Left out: the data's
-own rows, and buffers that grow with use.
+imports the stage's module and what it imports on its way (transformers, the model's module, the
+tokenizers, the readers of data, DeepSpeed), builds an engine around a toy, which is checked and
+writes two tokens, and prints its resident bytes. Left out: the data's own rows.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from typing import Any
 
 
 def library_bytes(module: str, model_type: str, deepspeed: bool) -> int:
@@ -43,9 +43,14 @@ def _load(module: str, model_type: str, engine: str) -> None:
 
         import_deepspeed()
         start_alone()
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    toy = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    toy: Any = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
     toy.set_attn_implementation(SDPA)
     build_engine(lambda zero: PackedCausalLM(toy), EngineConfig(kind="torch"), OptimConfig())
     toy.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2, pad_token_id=0)

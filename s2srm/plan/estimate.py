@@ -117,8 +117,9 @@ class Estimate:
     def _models(self) -> Iterator[tuple[str, Model]]:
         cfg = self.cfg
         if isinstance(cfg, SupervisedConfig):
-            yield "model", self._model(
-                cfg.model, "model.path", isinstance(cfg, ScalarRMConfig), cfg.optim
+            yield (
+                "model",
+                self._model(cfg.model, "model.path", isinstance(cfg, ScalarRMConfig), cfg.optim),
             )
             return
         assert isinstance(cfg, PPOConfig)
@@ -130,9 +131,7 @@ class Estimate:
         is_scalar = cfg.reward.kind == "scalar"
         yield "reward", self._model(cfg.reward.model, "reward.model.path", is_scalar, None)
 
-    def _model(
-        self, cfg: ModelConfig, key: str, value: bool, optim: OptimConfig | None
-    ) -> Model:
+    def _model(self, cfg: ModelConfig, key: str, value: bool, optim: OptimConfig | None) -> Model:
         source, counts = architecture(cfg.path, cfg.trust_remote_code, key)
         trainee = Trainee(
             held=counts.held(value),
@@ -182,9 +181,7 @@ class Estimate:
     def _passes(self, model: Model) -> Passes:
         cfg = model.cfg
         flash = (
-            not self.place.device.is_cpu
-            and cfg.precision == "bfloat16"
-            and cfg.attention != "sdpa"
+            not self.place.device.is_cpu and cfg.precision == "bfloat16" and cfg.attention != "sdpa"
         )
         return passes_of(model.source.config, cfg.precision, flash)
 
@@ -212,13 +209,19 @@ class Estimate:
                 head, workspace=workspace, gradient=gradient, is_tied=counts.untied_head == 0
             )
         activations = self.packed(model, kind, load, train=True)
-        return training_moments(
-            name, model.holding, rest, activations, head, load.num_microbatches
-        )
+        return training_moments(name, model.holding, rest, activations, head, load.num_microbatches)
 
     def _scoring(self, phase: str, model: Model, kind: Pass, load: Load, rest: Bytes) -> Moment:
         activations = self.packed(model, kind, load, train=False)
         return Moment(phase, kind, add(rest, forward(model.holding, activations)))
+
+    def _own_scoring(self, policy: Model, load: Load, rest: Bytes) -> Moment:
+        """Old logprobs. TorchEngine keeps the graph of the first forward for the first update."""
+        scoring = self._scoring("experience", policy, "logprobs", load, rest)
+        if self.sharded:
+            return scoring
+        kept: Bytes = {"activations": self.packed(policy, "ppo", load, train=True)}
+        return replace(scoring, what="first forward kept", bytes=add(scoring.bytes, kept))
 
     def generation(
         self, phase: str, model: Model, batch: int, width: int, new: int, rest: Bytes
@@ -283,7 +286,7 @@ class Estimate:
             yield from self.generation("reward", reward, batch, read, new, rest)
         else:
             yield self._scoring("reward", reward, "token_stats", loads["read"], rest)
-        yield self._scoring("experience", policy, "logprobs", loads["train"], rest)
+        yield self._own_scoring(policy, loads["train"], rest)
         yield self._scoring("experience", reference, "logprobs", loads["train"], rest)
         yield self._scoring("experience", critic, "value", loads["train"], rest)
         yield from self._update("update policy", policy, "ppo", loads["train"], rest)

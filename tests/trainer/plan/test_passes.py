@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import Gemma3TextConfig, LlamaConfig
@@ -9,7 +11,7 @@ from transformers import Gemma3TextConfig, LlamaConfig
 from s2srm.plan.passes import Passes, _run, _scalar, meta_batch
 from s2srm.plan.tracing import AllocationTrace
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 160,
     "num_attention_heads": 4,
