@@ -13,6 +13,8 @@ from torch import Tensor
 
 from s2srm.watchdog import pulse
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64)
+
 
 def start(timeout_minutes: int = 30) -> None:
     """Join torchrun's process group (NCCL where there is CUDA, else gloo); leave it at exit.
@@ -95,6 +97,27 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_tensors(local: Tensor) -> list[Tensor]:
+    """Every rank's tensor of one dimension, in rank order, on every rank; a rank may have none.
+
+    Their lengths may differ, their dtype may not: an empty one has the dtype of the others.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [local]
+    header = torch.tensor([local.numel(), _DTYPES.index(local.dtype)], device=local.device)
+    pulse.collective()
+    headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
+    dist.all_gather(headers, header)
+    sizes, kinds = zip(*(found.tolist() for found in headers), strict=True)
+    assert len(set(kinds)) == 1, f"ranks gather {[_DTYPES[kind] for kind in kinds]} at once"
+    # NCCL and gloo gather equal lengths only.
+    padded = local.new_zeros(max(sizes))
+    padded[: local.numel()] = local.detach()
+    found = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(found, padded)
+    return [tensor[:size] for tensor, size in zip(found, sizes, strict=True)]
 
 
 def barrier() -> None:

@@ -129,6 +129,13 @@ def split_rows(values: Tensor, cu_rows: Tensor) -> list[Tensor]:
     return list(values.split((cu_rows[1:] - cu_rows[:-1]).tolist()))
 
 
+def rows_of(cu_rows: Tensor, sequences: Sequence[int]) -> Tensor:
+    """Index of the rows of some sequences, in the order given: (sum of their lengths,) int64."""
+    offsets = cu_rows.tolist()
+    parts = [torch.arange(offsets[i], offsets[i + 1]) for i in sequences]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
 def _cumulative(lengths: Tensor) -> Tensor:
     """(B,) lengths -> (B+1,) int32 offsets."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)

@@ -42,6 +42,8 @@ _PACKAGES = (
     "safetensors",
     "numpy",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
 )
 
 

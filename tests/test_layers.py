@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.evaluation.config": (3, set()),
     "s2srm.distributed": (1, {"torch"}),
     "s2srm.packing": (1, {"torch"}),
+    "s2srm.balance": (2, set()),
     "s2srm.checkpoint.files": (1, set()),
     "s2srm.runs": (2, set()),
     "s2srm.progress": (2, set()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -93,20 +92,29 @@ def operations() -> Iterator[tuple[str, str]]:
 
 
 def attention() -> Iterator[tuple[str, str]]:
-    """What attention: auto becomes for each precision of the weights."""
+    """What attention: auto becomes for precisions and kinds of models; each FlashAttention."""
     import torch
 
     from s2srm import distributed
-    from s2srm.models.attention import MEANINGS, choose_attention
+    from s2srm.models import flash
+    from s2srm.models.choice import find_attention
 
-    for dtype in (torch.float32, torch.bfloat16):
-        chosen = choose_attention("auto", distributed.device(), dtype)
-        yield str(dtype).removeprefix("torch."), MEANINGS[chosen]
-    for package in ("flash-attn", "flash-attn-3"):
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            yield package, "not installed"
+    device = distributed.device()
+    gemma_2 = flash.Needs(head_dim=256, softcap=True, window=True)
+    for name, dtype, needs in (
+        ("float32", torch.float32, flash.Needs()),
+        ("bfloat16", torch.bfloat16, flash.Needs()),
+        ("bfloat16, Gemma 2 (softcap)", torch.bfloat16, gemma_2),
+    ):
+        yield name, find_attention(device, dtype, needs).words
+    for kernel in flash.KERNELS:
+        if kernel is flash.TORCH:
+            continue
+        found = kernel.version or "not installed"
+        if kernel.version is not None and device.type == "cuda":
+            capability = flash.capability_of(device)
+            found += f", {flash.why_not(kernel, capability, flash.Needs()) or 'can be used here'}"
+        yield kernel.package, found
 
 
 def tools() -> Iterator[tuple[str, str]]:

@@ -5,5 +5,13 @@ Only this package imports deepspeed, and only when a DeepSpeed engine is asked f
 
 from s2srm.engine.base import Engine, StepInfo, map_microbatches, run_microbatches
 from s2srm.engine.build import build_engine
+from s2srm.engine.packed import PackedSegments
 
-__all__ = ["Engine", "StepInfo", "build_engine", "map_microbatches", "run_microbatches"]
+__all__ = [
+    "Engine",
+    "PackedSegments",
+    "StepInfo",
+    "build_engine",
+    "map_microbatches",
+    "run_microbatches",
+]

@@ -19,6 +19,7 @@ from s2srm.errors import UserError
 from s2srm.models.attention import MEANINGS, SDPA
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.check import check_batch, fault_of
+from s2srm.models.choice import is_demanded
 from s2srm.models.trunk import own_attention, takes_packed
 from s2srm.models.value import PackedValueModel
 from s2srm.watchdog import pulse
@@ -72,6 +73,11 @@ def check_model(engine: Engine) -> None:
     for attention in others:
         if fault is None:
             return
+        if is_demanded(lm):
+            raise UserError(
+                f"{module.where}: attention: flash is wrong for {kind} models here: {fault}; take "
+                "auto or sdpa"
+            )
         log_change(kind, attention, fault)
         lm.set_attn_implementation(attention)
         fault = _fault(engine)

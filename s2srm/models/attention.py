@@ -1,11 +1,11 @@
-"""Attention over packed sequences: FlashAttention's varlen kernels, or torch's SDPA per sequence.
+"""Attention over packed sequences: a FlashAttention kernel, or torch's SDPA per sequence.
 
 Sequences lie end to end in a batch of one, and the model hands `cu_seq_lens_q` to its attention
-function. `flash` takes the flash-attn package through transformers, else the FlashAttention that is
-built into torch (`torch.nn.attention.varlen`). `sdpa` calls torch's scaled_dot_product_attention
-for each sequence, so that neither work nor memory grows with the square of the packed length, as
-they would with one block-diagonal mask. Sliding windows are honoured; attention softcaps (Gemma 2)
-are computed in plain torch under `sdpa`, which transformers' own sdpa refuses.
+function, one of those registered here; choice.py says which. `packed_sdpa` calls torch's
+scaled_dot_product_attention for each sequence, so that neither work nor memory grows with the
+square of the packed length, as they would with one block-diagonal mask. `packed_flash` calls a
+kernel of flash.py once. Both honour sliding windows and attention softcaps (Gemma 2), which SDPA
+has not and plain torch computes, or raise. Gradients are deterministic where a kernel can.
 
 Left out: attention sinks, masks of a model's own (sparse attention) and other extra inputs; a model
 that passes them gets an error.
@@ -13,13 +13,10 @@ that passes them gets an error.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,60 +24,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from s2srm import distributed
 from s2srm.errors import UserError
-
-logger = logging.getLogger(__name__)
+from s2srm.models import flash
+from s2srm.models.determinism import with_deterministic_backward
+from s2srm.models.flash import Kernel, Needs
 
 SDPA = "s2srm_packed"
-VARLEN = "s2srm_varlen"
 MEANINGS = {
     SDPA: "torch's scaled_dot_product_attention, one call per sequence",
-    VARLEN: "the FlashAttention kernels inside torch, one call per batch",
-    "flash_attention_2": "the flash-attn package, one call per batch",
-    "flash_attention_3": "the flash-attn-3 package, one call per batch",
+    **{kernel.name: kernel.words for kernel in flash.KERNELS},
 }
-"""What each name of an attention function means, in words."""
+"""What each name of a packed attention function means, in words."""
 _HARMLESS = frozenset({"position_ids", "cu_seq_lens_k"})
 """Tensors that reach an attention function and change nothing there."""
-
-
-def choose_attention(
-    wanted: Literal["auto", "flash", "sdpa"], device: torch.device, dtype: torch.dtype
-) -> str:
-    """Name of the attention function for transformers' `attn_implementation`; logged once.
-
-    UserError if `flash` is wanted where it cannot run.
-    """
-    reason = _why_no_flash(device, dtype)
-    if wanted == "flash" and reason:
-        raise UserError(f"attention: flash is not possible here: {reason}; take auto or sdpa")
-    chosen = SDPA if wanted == "sdpa" or reason else _flash_implementation()
-    _log_choice(wanted, chosen, reason if wanted == "auto" else "")
-    return chosen
-
-
-def _why_no_flash(device: torch.device, dtype: torch.dtype) -> str:
-    if device.type != "cuda":
-        return f"FlashAttention needs a CUDA device, this one is {device.type}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"FlashAttention needs bfloat16 weights, these are {dtype}"
-    return ""
-
-
-def _flash_implementation() -> str:
-    if importlib.util.find_spec("flash_attn_interface") is not None:
-        return "flash_attention_3"
-    if importlib.util.find_spec("flash_attn") is not None:
-        return "flash_attention_2"
-    return VARLEN
-
-
-@cache
-def _log_choice(wanted: str, chosen: str, reason: str) -> None:
-    if distributed.is_main():
-        because = f" ({reason})" if reason else ""
-        logger.info("attention %s: %s%s", wanted, MEANINGS[chosen], because)
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def packed_sdpa(
@@ -130,6 +87,8 @@ def _refuse_others(mask: Tensor | None, kwargs: dict[str, Any]) -> None:
     """
     if mask is not None:
         raise UserError("a mask of the model's own is not supported by the packed attention")
+    if kwargs.get("is_causal") is False:
+        raise UserError("attention to later tokens is not supported by the packed attention")
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and name not in _HARMLESS:
             what = "attention sinks are" if name == "s_aux" else f"{name} is"
@@ -153,14 +112,15 @@ def _attend(
             mask = _band(kv_length, window, query.device)[-length:]
     if softcap is not None:
         return _softcapped(query, key, value, mask, scaling, softcap)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None and length > 1,
-        scale=scaling,
-    )
+
+    def attend() -> Tensor:
+        is_causal = mask is None and length > 1
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling
+        )
+
+    trained = query.is_cuda and query.requires_grad
+    return with_deterministic_backward(attend) if trained else attend()
 
 
 def _softcapped(
@@ -183,51 +143,79 @@ def _softcapped(
     return scores.softmax(-1, dtype=scores.dtype) @ value
 
 
-@lru_cache(maxsize=64)
 def _band(length: int, window: int, device: torch.device) -> Tensor:
     """(length, length) bool, True where the key may be seen: causal, at most window - 1 back."""
+    # The corner of a longer one is the same: few are kept, whatever the lengths are.
+    return _whole_band(1 << (length - 1).bit_length(), window, device)[:length, :length]
+
+
+@lru_cache(maxsize=4)
+def _whole_band(length: int, window: int, device: torch.device) -> Tensor:
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
     return (distance >= 0) & (distance < window)
 
 
-def packed_varlen(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The FlashAttention varlen kernel that torch carries; shapes as `packed_sdpa`."""
-    _refuse_others(attention_mask, kwargs)
-    if softcap is not None:
-        raise UserError(
-            "torch's varlen attention has no softcap; install flash-attn or set attention: sdpa"
+def packed_flash(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
+    """The attention function of a FlashAttention kernel; arguments and result as `packed_sdpa`.
+
+    What has no packed lengths (generate) is plain masked attention there.
+    """
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        max_length_q: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        local: dict[str, Any] = {"scaling": scaling, "sliding_window": sliding_window}
+        if cu_seq_lens_q is None:
+            local["softcap"] = softcap
+            return packed_sdpa(module, query, key, value, attention_mask, **local, **kwargs)
+        if max_length_q is None:
+            raise ValueError("varlen attention needs max_length_q beside cu_seq_lens_q")
+        _refuse_others(attention_mask, kwargs)
+        needs = Needs(
+            max(query.shape[3], value.shape[3]), softcap is not None, bool(sliding_window)
         )
-    if cu_seq_lens_q is None or max_length_q is None:
-        raise ValueError("varlen attention needs cu_seq_lens_q and max_length_q")
-    for windows in _watched:
-        windows.told.add(sliding_window or None)
-    varlen = importlib.import_module("torch.nn.attention.varlen")
-    out = varlen.varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
-        scale=scaling,
-        window_size=(sliding_window - 1 if sliding_window else -1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out[None], None
+        deterministic = _check_kernel(kernel, query.device, query.dtype, needs)
+        for windows in _watched:
+            windows.told.add(sliding_window or None)
+        width = value.shape[3]
+        if width < query.shape[3]:  # the kernels take one size of heads
+            value = F.pad(value, (0, query.shape[3] - width))
+        out = flash.call(
+            kernel,
+            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            cu_seq_lens_q,
+            max_length_q,
+            scale=scaling,
+            window=sliding_window or None,
+            softcap=softcap,
+            deterministic=deterministic and query.requires_grad,
+        )
+        return out[None, ..., :width], None
+
+    return attention
+
+
+@cache
+def _check_kernel(kernel: Kernel, device: torch.device, dtype: torch.dtype, needs: Needs) -> bool:
+    """Whether its gradients are deterministic; UserError if it cannot do what the model asks."""
+    if dtype not in HALVES:
+        raise UserError(f"{kernel.words}: takes bfloat16, the model's queries are {dtype}")
+    capability = flash.capability_of(device)
+    reason = flash.why_not(kernel, capability, needs)
+    if reason:
+        raise UserError(f"{kernel.words}: {reason}")
+    return not flash.why_not_deterministic(kernel, capability, needs)
 
 
 class Windows:
@@ -277,6 +265,7 @@ def _packed_mask(
 
 
 AttentionInterface.register(SDPA, packed_sdpa)
-AttentionInterface.register(VARLEN, packed_varlen)
 AttentionMaskInterface.register(SDPA, _packed_mask)
-AttentionMaskInterface.register(VARLEN, _packed_mask)
+for _kernel in flash.KERNELS:
+    AttentionInterface.register(_kernel.name, packed_flash(_kernel))
+    AttentionMaskInterface.register(_kernel.name, _packed_mask)

@@ -36,8 +36,8 @@ from transformers.models.auto.modeling_auto import (
 from s2srm import distributed
 from s2srm.config import ModelConfig
 from s2srm.errors import UserError
-from s2srm.models.attention import choose_attention
 from s2srm.models.causal import PackedCausalLM
+from s2srm.models.choice import choose_attention, demand
 from s2srm.models.files import check_folder, check_tokenizer, check_weights
 from s2srm.models.value import PackedValueModel
 
@@ -125,7 +125,7 @@ def load_lm(
     attention = None
     with _one_line(where):
         if takes_attention_functions(config, cfg.path):
-            attention = choose_attention(cfg.attention, distributed.device(), dtype)
+            attention = choose_attention(cfg.attention, distributed.device(), dtype, config)
     with _one_line(where), _zero_init(zero_config, dtype):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             cfg.path,
@@ -142,6 +142,7 @@ def load_lm(
     lm, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     _check_loaded(info, where)
     check_finite(lm, cfg.path)
+    demand(lm, cfg.attention)
     lm.requires_grad_(train)
     if train and cfg.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from s2srm import distributed
-from s2srm.models.attention import SDPA, VARLEN
+from s2srm.models.attention import MEANINGS
 from s2srm.packing import Packed
 
 
 def takes_packed(lm: PreTrainedModel) -> bool:
     """Whether the model's attention functions cut a packed batch at its sequences."""
-    name = str(lm.config._attn_implementation)
-    return name in (SDPA, VARLEN) or name.startswith("flash_attention")
+    return str(lm.config._attn_implementation) in MEANINGS
 
 
 def own_attention(lm: PreTrainedModel) -> str:

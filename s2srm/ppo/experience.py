@@ -1,7 +1,8 @@
 """What a phase's responses are worth: logprobs, values, rewards, advantages.
 
-Old logprobs come from the training engine's forward over the very micro-batches of the first
-epoch, so that the ratio of the first minibatch is 1. Logprobs of policy and reference are those of
+Every rank scores what it learns from in the first epoch, and all ranks get all of it. Old logprobs
+come from the training engine's forward over the very micro-batches of the first epoch, so that the
+ratio of the first minibatch is 1. Logprobs of policy and reference are those of
 logits / temperature, which is what was sampled from.
 """
 
@@ -13,25 +14,27 @@ import torch
 from torch import Tensor
 
 from s2srm.config import PPOConfig
-from s2srm.engine.base import Engine, map_microbatches
-from s2srm.packing import Packed, pack
+from s2srm.engine import Engine, PackedSegments
+from s2srm.packing import Packed, rows_of
+from s2srm.ppo.exchange import Shares
 from s2srm.ppo.kl import k1, k3
-from s2srm.ppo.minibatches import Minibatch, Rollouts
+from s2srm.ppo.minibatches import Minibatch, Rollouts, responses_by_rank
 from s2srm.ppo.whitening import whiten
-from s2srm.rewards.base import RewardBatch, rows_of
+from s2srm.rewards.base import RewardBatch
 from s2srm_kernels import gae
 
 
 @dataclass(frozen=True)
 class Experience:
-    """One phase of this rank: B responses with N tokens, in the order of `rollouts`.
+    """One phase, of all ranks: B responses with N tokens, in the order of `rollouts`.
 
     reward        of the reward model, KL not subtracted
     old_logprobs  (N,) nats, of the policy that sampled
     k1, k3        (N,) nats, KL estimates between policy and reference
     values        (N,) of the critic before every token
-    advantages    (N,) whitened over all ranks if asked for
+    advantages    (N,) whitened if asked for
     returns       (N,) advantages before whitening + values: what the critic learns
+    own_rows      int64: which of the N this rank has worked out
     """
 
     rollouts: Rollouts
@@ -43,6 +46,7 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    own_rows: Tensor
 
 
 def collect_experience(
@@ -55,36 +59,39 @@ def collect_experience(
     kl_coef: float,
     cfg: PPOConfig,
 ) -> Experience:
-    """Score this rank's responses; all ranks must call it.
+    """Score a phase's responses; all ranks must call it.
 
     Args:
-        reward: of `rollouts`, in their order.
+        reward: of `rollouts`, in their order, the same on every rank.
         first_epoch: the plan of the first pass over the phase; it covers every response once.
         kl_coef: beta of r_t - beta * k1_t.
     """
     groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
+    shares = Shares(responses_by_rank(first_epoch), rollouts.responses)
+    place = {number: i for i, number in enumerate(shares.mine)}
     segments = rollouts.segments()
-    batches = [pack([segments[i] for i in group]).to(policy.device) for group in groups]
-    order = [i for group in groups for i in group]
-    row_order = rows_of(reward.cu_rows, order).argsort().to(policy.device)
-    sequence_order = torch.tensor(order, dtype=torch.int64).argsort().to(policy.device)
+    packed = PackedSegments(
+        [segments[number] for number in shares.mine],
+        [[place[number] for number in group] for group in groups],
+        policy.device,
+    )
 
     def logprobs(engine: Engine) -> Tensor:
-        def forward(batch: Packed) -> Tensor:
-            return engine(
-                batch, "logprobs", with_entropy=False, temperature=cfg.sampling.temperature
-            ).logprobs
+        def forward(batch: Packed) -> tuple[Tensor]:
+            temperature = cfg.sampling.temperature
+            found = engine(batch, "logprobs", with_entropy=False, temperature=temperature)
+            return (found.logprobs,)
 
-        return _in_order(map_microbatches(engine, batches, forward), row_order)
+        (found,) = packed.map(engine, forward)
+        return shares.rows(found)
 
     def read_values(batch: Packed) -> tuple[Tensor, Tensor]:
         values = critic(batch)
         return values[batch.rows], values[batch.last]
 
     old_logprobs, ref_logprobs = logprobs(policy), logprobs(reference)
-    pairs = map_microbatches(critic, batches, read_values)
-    values = _in_order([rows for rows, _ in pairs], row_order)
-    last_values = _in_order([last for _, last in pairs], sequence_order)
+    values, last_values = packed.map(critic, read_values)
+    values, last_values = shares.rows(values), shares.sequences(last_values)
     finished = torch.tensor(
         [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
     )
@@ -102,6 +109,7 @@ def collect_experience(
         values=values,
         advantages=whiten(advantages) if cfg.whiten_advantages else advantages,
         returns=returns,
+        own_rows=rows_of(reward.cu_rows, shares.mine).to(policy.device),
     )
 
 
@@ -139,10 +147,3 @@ def advantages_and_returns(
         bootstrap=torch.where(finished, torch.zeros_like(last_values), last_values),
     )
     return advantages, returns
-
-
-def _in_order(pieces: list[Tensor], inverse: Tensor) -> Tensor:
-    """Micro-batches' rows end to end, put back into the order of the responses."""
-    if not pieces:
-        return torch.empty(0, device=inverse.device)
-    return torch.cat(pieces)[inverse]

@@ -5,13 +5,17 @@ k3 is not looked at: it is logged only, and overflows where the gap to the refer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from s2srm.config import PPOConfig
 from s2srm.guards import Place, Rows, check_rows
+from s2srm.packing import Segment
 from s2srm.ppo.experience import Experience
-from s2srm.ppo.minibatches import Rollouts
 from s2srm.rewards.base import RewardBatch
 
 LOSSES = {"policy": "ppo/policy_loss", "critic": "ppo/value_loss"}
@@ -36,15 +40,20 @@ def trained_place(model: Literal["policy", "critic"], phase: int, cfg: PPOConfig
     return Place(where, phase + 1, _learn_slower(model, cfg), LOSSES[model])
 
 
-def check_reward(reward: RewardBatch, rollouts: Rollouts, cfg: PPOConfig, phase: int) -> None:
-    """The reward model's own numbers: it is frozen, so the training has no part in them."""
+def check_reward(
+    reward: RewardBatch, responses: Sequence[Segment], cfg: PPOConfig, phase: int
+) -> None:
+    """The reward model's own numbers: it is frozen, so the training has no part in them.
+
+    responses: with their prompts, those of `reward`.
+    """
     path = cfg.reward.model.path
     remedy = f"it comes from reward.model.path {path}, in {cfg.reward.model.precision}"
     where = "PPO calibration" if phase == 0 else f"PPO phase {phase}"
     remedy += ": take another reward model or precision"
     place = Place(where, phase, remedy, run=Path(cfg.output))
     column = Rows("reward of a response", reward.raw_sum, "reward/sum_mean", place)
-    check_rows([column], rollouts.segments())
+    check_rows([column], responses)
 
 
 def check_experience(experience: Experience, cfg: PPOConfig, phase: int) -> None:
@@ -61,6 +70,7 @@ def check_experience(experience: Experience, cfg: PPOConfig, phase: int) -> None
             )
         return Place(f"PPO phase {phase}, {model}", phase, remedy, run=Path(cfg.output))
 
+    own = experience.own_rows
     logprob = "logprob of a sampled token"
     columns = (
         (logprob, experience.old_logprobs, "kl/k1", "policy"),
@@ -70,11 +80,17 @@ def check_experience(experience: Experience, cfg: PPOConfig, phase: int) -> None
     )
     check_rows(
         [
-            Rows(what, values, metric, place(model), experience.cu_rows)
+            # What other ranks have worked out is theirs to blame.
+            Rows(what, _only(own, values), metric, place(model), experience.cu_rows)
             for what, values, metric, model in columns
         ],
         experience.rollouts.segments(),
     )
+
+
+def _only(rows: Tensor, values: Tensor) -> Tensor:
+    """`values` in these rows, 0 elsewhere."""
+    return torch.zeros_like(values).index_copy(0, rows, values[rows])
 
 
 def _learn_slower(model: Literal["policy", "critic"], cfg: PPOConfig) -> str:

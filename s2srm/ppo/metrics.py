@@ -1,4 +1,4 @@
-"""What a phase logs: means over the tokens and responses of all ranks, never means of ranks' means.
+"""What a phase logs: means over all its tokens and responses, never means of ranks' means.
 
 `kl/k1` and `kl/k3` are per token, `kl/per_response` is the sum of k1 over a response, which the
 adaptive controller steers; `ppo/update_kl` is k3 between the policy in training and the one that
@@ -18,7 +18,7 @@ from torch import Tensor
 from s2srm import distributed
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.values import explained_variance
-from s2srm.ppo.whitening import global_moments
+from s2srm.ppo.whitening import moments
 from s2srm.rewards.base import sequence_sums
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class TokenMeans:
 
 
 def phase_metrics(experience: Experience) -> dict[str, float]:
-    """Of one phase over all ranks, before its updates; every rank gets the same numbers.
+    """Of one phase, before its updates.
 
     reward/sum_mean             mean over responses of the scaled, clipped rewards' sum, no KL
     reward/raw_sum_mean         the same in the reward model's own units
@@ -81,7 +81,7 @@ def phase_metrics(experience: Experience) -> dict[str, float]:
     """
     reward, cu_rows = experience.reward, experience.cu_rows
     responses = experience.rollouts.responses
-    columns: dict[str, list[float]] = {
+    table: dict[str, list[float]] = {
         "length": [float(len(r.tokens)) for r in responses],
         "truncated": [float(not r.finished) for r in responses],
         "sum": reward.sequence_sum.tolist(),
@@ -90,14 +90,13 @@ def phase_metrics(experience: Experience) -> dict[str, float]:
         "k3": sequence_sums(experience.k3.double(), cu_rows).tolist(),
     }
     if reward.divergence_index is not None:
-        columns["divergence"] = reward.divergence_index.double().tolist()
+        table["divergence"] = reward.divergence_index.double().tolist()
     if reward.rm_tokens is not None:
         tokens = torch.tensor([t for r in responses for t in r.tokens], dtype=torch.int64)
         agrees = (reward.rm_tokens == tokens.to(reward.rm_tokens.device)).double()
-        columns["agrees"] = sequence_sums(agrees, cu_rows).tolist()
-    table = gather_responses(experience.rollouts.index, columns)
+        table["agrees"] = sequence_sums(agrees, cu_rows).tolist()
     num_responses, num_tokens = len(table["length"]), sum(table["length"])
-    mean_value, _, _ = global_moments(experience.values)
+    mean_value, _ = moments(experience.values)
     metrics = {
         "reward/sum_mean": sum(table["sum"]) / num_responses,
         "reward/per_token_mean": sum(table["sum"]) / num_tokens,
@@ -127,26 +126,12 @@ def _warn_of_negative_kl(k1: Tensor) -> None:
     Sampling and logprobs then differ (temperature, suppressed tokens), and the policy is paid for
     leaving the reference. Noise: three standard errors of the mean.
     """
-    mean, variance, count = global_moments(k1)
-    error = math.sqrt(float(variance) / max(count, 1))
+    mean, variance = moments(k1)
+    error = math.sqrt(float(variance) / max(k1.numel(), 1))
     if float(mean) < -3.0 * error and distributed.is_main():
         logger.warning(
             "the mean KL estimate k1 is negative: %.3g +- %.2g nat per token", float(mean), error
         )
-
-
-def gather_responses(
-    index: Sequence[int], columns: dict[str, list[float]]
-) -> dict[str, list[float]]:
-    """One number per response and column -> the columns of all ranks, by number of response."""
-    everyone = distributed.gather_objects((list(index), columns))
-    numbers = [i for ranks_index, _ in everyone for i in ranks_index]
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    table: dict[str, list[float]] = {}
-    for name in columns:
-        values = [value for _, ranks_columns in everyone for value in ranks_columns[name]]
-        table[name] = [values[i] for i in order]
-    return table
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float:

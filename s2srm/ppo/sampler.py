@@ -1,4 +1,4 @@
-"""This rank's share of a phase's prompts, answered by the current policy."""
+"""A phase's prompts, answered by the current policy: every rank samples a share of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from s2srm import distributed
+from s2srm.balance import deal_equal_counts
 from s2srm.config import PPOConfig
 from s2srm.engine import Engine
+from s2srm.ppo.exchange import gather_responses
 from s2srm.ppo.minibatches import Rollouts, permutation, prompt_schedule
 from s2srm.rollout.base import sampling_seed
 from s2srm.rollout.hf import HFRollout, named_tensors
@@ -49,14 +51,17 @@ class Sampler:
         return self._sample(chosen, CALIBRATION_PHASE)
 
     def _sample(self, chosen: Sequence[int], phase: int) -> Rollouts:
-        index = list(range(distributed.rank(), len(chosen), distributed.world_size()))
-        prompts = [self.prompts[chosen[i]] for i in index]
-        seeds = [sampling_seed(self.cfg.seed, phase, i) for i in index]
+        prompts = [self.prompts[i] for i in chosen]
+        shares = deal_equal_counts([len(prompt) for prompt in prompts], distributed.world_size())
+        mine = shares[distributed.rank()]
+        seeds = [sampling_seed(self.cfg.seed, phase, i) for i in mine]
         with self.policy.gathered():
             self.generator.update_weights(named_tensors(self._lm()))
-            responses = self.generator.generate(prompts, seeds, self.cfg.sampling, self.eos_id)
+            responses = self.generator.generate(
+                [prompts[i] for i in mine], seeds, self.cfg.sampling, self.eos_id
+            )
             self.generator.drop_weights()
-        return Rollouts(index, prompts, responses)
+        return Rollouts(prompts, gather_responses(shares, responses))
 
     def _lm(self) -> PreTrainedModel:
         lm = self.policy.module.lm

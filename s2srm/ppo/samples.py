@@ -28,7 +28,8 @@ def sample_rows(
     gold               null: PPO has no gold judge
     """
     reward, rollouts = experience.reward, experience.rollouts
-    mine = [i for i, number in enumerate(rollouts.index) if number < NUM_SAMPLES]
+    shown = range(min(NUM_SAMPLES, len(rollouts.responses)))
+    mine = shown[distributed.rank() :: distributed.world_size()]
     corrections: list[str | None] = [None] * len(mine)
     if isinstance(reward_model, Seq2SeqReward):
         written = reward.corrections
@@ -59,7 +60,7 @@ def sample_rows(
             "sum": float(reward.sequence_sum[i]),
             "gold": None,
         }
-        rows.append((rollouts.index[i], row))
+        rows.append((i, row))
     everyone = [pair for ranks_rows in distributed.gather_objects(rows) for pair in ranks_rows]
     return [row for _, row in sorted(everyone, key=lambda pair: pair[0])]
 

@@ -11,21 +11,30 @@ import time
 from functools import partial
 
 from s2srm import distributed
+from s2srm.balance import deal
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
 from s2srm.errors import UserError
 from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
 from s2srm.outputs import writing
+from s2srm.ppo.exchange import Shares, gather_reward
 from s2srm.ppo.experience import Experience, collect_experience
 from s2srm.ppo.guarding import check_experience, check_reward, trained_place
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
-from s2srm.ppo.minibatches import Minibatch, Rollouts, permutation, plan_epoch
+from s2srm.ppo.minibatches import (
+    Minibatch,
+    Rollouts,
+    balance_metrics,
+    permutation,
+    plan_epoch,
+)
 from s2srm.ppo.sampler import Sampler
 from s2srm.ppo.samples import sample_rows
 from s2srm.ppo.setup import Inputs, Models, load_models, prepare
 from s2srm.ppo.update import update
+from s2srm.rewards.base import RewardBatch, RewardModel
 from s2srm.rewards.calibration import RewardScale, unit_std_scale
 from s2srm.runs import RunResult, finish_run
 from s2srm.validation import validate
@@ -95,8 +104,7 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
     if cfg.reward.scale == "unit_std":
         pulse.phase("PPO calibration")
         rollouts = sampler.calibration()
-        reward = models.reward(rollouts.prompts, rollouts.responses)
-        check_reward(reward, rollouts, cfg, 0)
+        reward = score(models.reward, rollouts, cfg, 0)
         check_different(rollouts, len(sampler.prompts))
         scale = unit_std_scale(reward.raw_sum)
         models.reward.calibrate(scale)
@@ -105,15 +113,26 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
 
 def check_different(rollouts: Rollouts, num_prompts: int) -> None:
     """UserError if all responses to a few prompts are the same: no reward has a spread then."""
-    mine = {tuple(response.tokens) for response in rollouts.responses}
-    # Two of a rank are enough to tell.
-    different = set().union(*distributed.gather_objects(set(list(mine)[:2])))
-    if len(different) == 1:
+    if len({tuple(response.tokens) for response in rollouts.responses}) == 1:
         raise UserError(
             f"reward.scale unit_std: the initial policy always writes the same response (to "
             f"{num_prompts} prompt{'s' if num_prompts > 1 else ''}), so its reward has no spread "
             "to scale by; give more prompts or a policy that varies, or take reward.scale none"
         )
+
+
+def score(model: RewardModel, rollouts: Rollouts, cfg: PPOConfig, phase: int) -> RewardBatch:
+    """Rewards of all responses, each by one rank. phase counts from 1, 0 is the calibration.
+
+    TrainingDiverged, which names the rank, where one is not finite.
+    """
+    prompts, responses = rollouts.prompts, rollouts.responses
+    lengths = [model.num_tokens(*pair) for pair in zip(prompts, responses, strict=True)]
+    shares = Shares(deal(lengths, distributed.world_size()), responses)
+    local = model([prompts[i] for i in shares.mine], [responses[i] for i in shares.mine])
+    segments = rollouts.segments()
+    check_reward(local, [segments[i] for i in shares.mine], cfg, phase)
+    return gather_reward(shares, local, responses)
 
 
 def run_phase(
@@ -133,8 +152,7 @@ def run_phase(
     sampled = time.perf_counter()
 
     pulse.phase(f"{name}, reward")
-    reward = models.reward(rollouts.prompts, rollouts.responses)
-    check_reward(reward, rollouts, cfg, phase + 1)
+    reward = score(models.reward, rollouts, cfg, phase + 1)
     pulse.phase(f"{name}, experience")
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
@@ -166,8 +184,10 @@ def learn(
     policy = models.policy if phase >= cfg.critic_warmup_steps else None
     means = TokenMeans(models.critic.device)
     found: dict[str, float] = {}
+    planned: list[Minibatch] = []
     for epoch in range(cfg.ppo_epochs):
         plan = first_epoch if epoch == 0 else epoch_plan(experience.rollouts, phase, epoch, cfg)
+        planned += plan
         found |= update(
             policy,
             models.critic,
@@ -179,13 +199,15 @@ def learn(
             phase=phase + 1,
             epoch=epoch + 1,
         )
-    return found | means.reduce()
+    return found | means.reduce() | balance_metrics(planned)
 
 
 def epoch_plan(rollouts: Rollouts, phase: int, epoch: int, cfg: PPOConfig) -> list[Minibatch]:
     """The minibatches of one pass over a phase, from the seed that all ranks share."""
     order = permutation(cfg.rollout_size, cfg.seed, phase, epoch)
-    return plan_epoch(rollouts, order, cfg.minibatch_size, cfg.microbatch_tokens)
+    return plan_epoch(
+        rollouts, order, cfg.minibatch_size, cfg.microbatch_tokens, distributed.world_size()
+    )
 
 
 def is_sample_phase(phase: int, cfg: PPOConfig) -> bool:

@@ -21,13 +21,12 @@ from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, StepInfo, run_microbatches
 from s2srm.evidence import Seen
 from s2srm.guards import Place, check_gradient, check_step
-from s2srm.packing import Packed, Segment, pack
+from s2srm.packing import Packed, Segment, pack, rows_of
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.guarding import CRITIC_NUMBERS, POLICY_NUMBERS, update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
-from s2srm.rewards.base import rows_of
 from s2srm.watchdog import pulse
 
 RATIO_TOLERANCE = 1e-5

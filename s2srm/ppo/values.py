@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s2srm.ppo.whitening import global_moments
+from s2srm.ppo.whitening import moments
 
 
 def value_loss(
@@ -28,7 +28,7 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over all ranks; 0 if the returns are constant."""
-    _, residual, _ = global_moments(returns - values)
-    _, total, _ = global_moments(returns)
+    """1 - Var(returns - values) / Var(returns); 0 if the returns are constant."""
+    _, residual = moments(returns - values)
+    _, total = moments(returns)
     return float(1.0 - residual / total) if float(total) > 0 else 0.0

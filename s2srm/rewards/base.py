@@ -47,6 +47,10 @@ class RewardModel(Protocol):
         """Rewards of this rank's responses; it may have none."""
         ...
 
+    def num_tokens(self, prompt: Sequence[int], response: Response) -> int:
+        """How many tokens it reads for this response: what scoring it costs."""
+        ...
+
     def calibrate(self, scale: float) -> None:
         """Multiply every later reward by `scale`."""
         ...
@@ -91,10 +95,3 @@ def shape_rewards(
     if cfg.clip > 0:
         rewards = rewards.clamp(-cfg.clip, cfg.clip)
     return rewards, sequence_sums(raw, cu_rows), sequence_sums(rewards, cu_rows)
-
-
-def rows_of(cu_rows: Tensor, sequences: Sequence[int]) -> Tensor:
-    """Index of the rows of some sequences, in the order given: (sum of their lengths,) int64."""
-    offsets = cu_rows.tolist()
-    parts = [torch.arange(offsets[i], offsets[i + 1]) for i in sequences]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from s2srm import distributed
 from s2srm.errors import UserError
 from s2srm.rewards.base import RewardModel
 
@@ -38,25 +36,22 @@ class RewardScale:
 
 
 def unit_std_scale(raw_sum: Tensor) -> float:
-    """1 / standard deviation of the sequence sums of all ranks (divided by their number).
+    """1 / standard deviation of the sequence sums (divided by their number).
 
     Args:
-        raw_sum: (B,) this rank's raw sequence sums; a rank may have none.
+        raw_sum: (B,) raw sequence sums of all calibration responses.
 
     Raises UserError if there are fewer than two in all, or if they are all the same.
     """
     sums = raw_sum.double()
-    totals = distributed.sum_over_ranks(
-        torch.stack([torch.ones_like(sums).sum(), sums.sum()])
-    ).tolist()
-    count, mean = int(totals[0]), totals[1] / max(totals[0], 1.0)
+    count = sums.numel()
     if count < 2:
         raise UserError(
             f"reward.scale unit_std needs at least 2 responses to measure a standard deviation, "
             f"got {count}; raise reward.calibration_prompts"
         )
-    variance = float(distributed.sum_over_ranks(((sums - mean) ** 2).sum())) / count
-    std = math.sqrt(variance)
+    mean = float(sums.mean())
+    std = math.sqrt(float(((sums - mean) ** 2).mean()))
     # Equal sums differ in the mean's last bits only.
     if not math.isfinite(std) or std <= 1e-7 * max(1.0, abs(mean)):
         raise UserError(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from s2srm.config import RewardConfig
-from s2srm.engine.base import Engine, map_microbatches
-from s2srm.packing import Packed, Segment, pack, split_by_budget
+from s2srm.engine import Engine, PackedSegments
+from s2srm.packing import Packed, Segment
 from s2srm.rewards.base import RewardBatch, cumulative_lengths, shape_rewards
 from s2srm.rollout.base import Response
 
@@ -32,6 +32,10 @@ class ScalarReward:
         """Multiply every later reward by `scale`."""
         self.scale = scale
 
+    def num_tokens(self, prompt: Sequence[int], response: Response) -> int:
+        """Of prompt | response."""
+        return len(prompt) + len(response.tokens)
+
     def __call__(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Response]
     ) -> RewardBatch:
@@ -49,14 +53,10 @@ class ScalarReward:
             Segment([*prompt, *response.tokens], start=len(prompt))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        bins = split_by_budget([len(s.tokens) for s in segments], self.microbatch_tokens)
-        batches = [pack([segments[i] for i in group]).to(self.engine.device) for group in bins]
+        packed = PackedSegments.within(segments, self.microbatch_tokens, self.engine.device)
 
-        def forward(batch: Packed) -> Tensor:
-            return self.engine(batch)[batch.last]
+        def forward(batch: Packed) -> tuple[Tensor]:
+            return (self.engine(batch)[batch.last],)
 
-        pieces = map_microbatches(self.engine, batches, forward)
-        if not pieces:
-            return torch.empty(0, device=self.engine.device)
-        order = torch.tensor([i for group in bins for i in group], device=self.engine.device)
-        return torch.cat(pieces)[order.argsort()]
+        (scores,) = packed.map(self.engine, forward)
+        return scores

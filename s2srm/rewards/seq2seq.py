@@ -16,11 +16,11 @@ from torch import Tensor
 
 from s2srm.config import RewardConfig, SamplingConfig
 from s2srm.data.templates import Template
-from s2srm.engine.base import Engine, map_microbatches
+from s2srm.engine import Engine, PackedSegments
 from s2srm.models.causal import PackedCausalLM
-from s2srm.packing import Packed, Segment, pack, split_by_budget
+from s2srm.packing import Packed, Segment
 from s2srm.rewards.aligned import aligned_rewards
-from s2srm.rewards.base import RewardBatch, cumulative_lengths, rows_of, shape_rewards
+from s2srm.rewards.base import RewardBatch, cumulative_lengths, shape_rewards
 from s2srm.rewards.token import rewards_from_stats
 from s2srm.rollout.base import Response
 from s2srm.rollout.hf import HFRollout, named_tensors
@@ -67,6 +67,10 @@ class Seq2SeqReward:
         """Multiply every later reward by `scale`."""
         self.scale = scale
 
+    def num_tokens(self, prompt: Sequence[int], response: Response) -> int:
+        """Of prompt | response | separator | response."""
+        return len(scoring_segment(self.template, prompt, response).tokens)
+
     def __call__(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Response]
     ) -> RewardBatch:
@@ -98,20 +102,13 @@ class Seq2SeqReward:
             scoring_segment(self.template, prompt, response)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        bins = split_by_budget([len(s.tokens) for s in segments], self.microbatch_tokens)
-        batches = [pack([segments[i] for i in group]).to(self.engine.device) for group in bins]
+        packed = PackedSegments.within(segments, self.microbatch_tokens, self.engine.device)
 
         def forward(batch: Packed) -> ResponseStats:
             stats = self.engine(batch, "token_stats")
             return ResponseStats(*(getattr(stats, name) for name in ResponseStats._fields))
 
-        pieces = map_microbatches(self.engine, batches, forward)
-        if not pieces:
-            none = torch.empty(0, device=self.engine.device)
-            return ResponseStats(none.long(), none.long(), none, none)
-        order = rows_of(cumulative_lengths(responses), [i for group in bins for i in group])
-        inverse = order.argsort().to(self.engine.device)
-        return ResponseStats(*(torch.cat(column)[inverse] for column in zip(*pieces, strict=True)))
+        return ResponseStats(*packed.map(self.engine, forward))
 
     def correct(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Response]

@@ -69,7 +69,7 @@ def _difference(model: PreTrainedModel, prompts: list[Tensor], manner: Manner) -
             own = model(input_ids=whole[None], use_cache=False).logits[0, -_STEPS:]
             wanted = own.float().log_softmax(-1)
             apart = (wanted - logits[i].float().log_softmax(-1)).abs().max() / unit(wanted)
-            worst = max(worst, float(apart.nan_to_num(torch.inf)))
+            worst = max(worst, float(apart.detach().nan_to_num(torch.inf)))
     return worst
 
 

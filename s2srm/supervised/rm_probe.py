@@ -24,8 +24,8 @@ from s2srm import distributed
 from s2srm.config import RMConfig, SamplingConfig
 from s2srm.data.examples import TokenisedPreference, rm_segments
 from s2srm.data.templates import Template
-from s2srm.engine import Engine, map_microbatches
-from s2srm.packing import Packed, Segment, pack, split_by_budget, split_rows
+from s2srm.engine import Engine, PackedSegments
+from s2srm.packing import Packed, Segment, split_rows
 from s2srm.rollout.hf import HFRollout, named_tensors
 from s2srm_kernels import token_rewards
 
@@ -68,18 +68,15 @@ def probe_rm(
 
 def reward_sums(engine: Engine, segments: Sequence[Segment], budget: int) -> Tensor:
     """(len(segments),) float64: sum of the token rewards of every segment's predicted tokens."""
-    bins = split_by_budget([len(s.tokens) for s in segments], budget)
 
-    def rewards(batch: Packed) -> Tensor:
+    def rewards(batch: Packed) -> tuple[Tensor]:
         signal = engine(batch, "token_stats").argmax
         per_token, _ = token_rewards(batch.targets, signal, batch.cu_rows)
-        return torch.stack([part.double().sum() for part in split_rows(per_token, batch.cu_rows)])
+        sums = [part.double().sum() for part in split_rows(per_token, batch.cu_rows)]
+        return (torch.stack(sums),)
 
-    batches = [pack([segments[i] for i in chosen]).to(engine.device) for chosen in bins]
-    sums = torch.zeros(len(segments), dtype=torch.float64)
-    for chosen, part in zip(bins, map_microbatches(engine, batches, rewards), strict=True):
-        sums[chosen] = part.cpu()
-    return sums
+    (sums,) = PackedSegments.within(segments, budget, engine.device).map(engine, rewards)
+    return sums.cpu()
 
 
 def count_copies(engine: Engine, template: Template, rows: Sequence[TokenisedPreference]) -> int:

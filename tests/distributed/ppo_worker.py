@@ -64,7 +64,7 @@ def case_config(case: str, root: Path, out: Path) -> PPOConfig:
 
 
 class UnequalGenerator:
-    """Lets every odd response (on two ranks: all of rank 1's) have one token at most."""
+    """Lets every odd response have one token at most."""
 
     def __init__(self, generator: Any, cfg: PPOConfig) -> None:
         self.generator = generator
@@ -103,7 +103,7 @@ def run_case(case: str, root: Path, out: Path) -> dict[str, Any]:
 
     def recorded(*args: Any) -> Any:
         experience = original(*args)
-        phases.append(_gathered_experience(experience))
+        phases.append(_by_response(experience))
         return experience
 
     ppo.collect_experience = recorded
@@ -127,24 +127,23 @@ def run_case(case: str, root: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _gathered_experience(experience: Any) -> dict[str, Any]:
-    """Per response, over all ranks: tokens, rewards, advantages, ..."""
+def _by_response(experience: Any) -> dict[str, Any]:
+    """Per response: tokens, rewards, advantages, ..."""
     offsets = experience.cu_rows.tolist()
-    mine = {}
-    for i, number in enumerate(experience.rollouts.index):
-        span = slice(offsets[i], offsets[i + 1])
-        response = experience.rollouts.responses[i]
-        mine[number] = {
+    found = {}
+    for number, response in enumerate(experience.rollouts.responses):
+        span = slice(offsets[number], offsets[number + 1])
+        found[number] = {
             "tokens": response.tokens,
             "finished": response.finished,
-            "prompt": experience.rollouts.prompts[i],
+            "prompt": experience.rollouts.prompts[number],
             "rewards": experience.reward.rewards[span],
             "old_logprobs": experience.old_logprobs[span],
             "k1": experience.k1[span],
             "advantages": experience.advantages[span],
             "returns": experience.returns[span],
         }
-    return {k: v for part in distributed.gather_objects(mine) for k, v in part.items()}
+    return found
 
 
 def _record_gradients(name: str, engine: Engine, into: dict[str, Any]) -> None:
@@ -179,14 +178,25 @@ def _weights(engine: Engine) -> dict[str, torch.Tensor]:
         return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
 
 
+def gathered() -> list[torch.Tensor]:
+    """What ranks with 0, 3, ... numbers get of each other."""
+    rank = distributed.rank()
+    kinds = (torch.float32, torch.float64, torch.int64)
+    return [
+        torch.cat(distributed.gather_tensors(torch.arange(3 * rank, dtype=kind))) for kind in kinds
+    ]
+
+
 def main(root: Path, out: Path) -> None:
     """All cases, saved by rank 0."""
     torch.set_num_threads(1)
     distributed.start()
     results = {case: run_case(case, root, out) for case in CASES}
-    # The whole stage, with samples and saving; one of two ranks has a single response.
+    # The whole stage, with samples and saving; one of two ranks has nothing to do but keep step.
     cfg = case_config("untied", root, out)
-    ppo.run(replace(cfg, output=str(out / "stage"), rollout_size=3, total_steps=1))
+    sizes = {"rollout_size": 1, "minibatch_size": 1, "total_steps": 1}
+    ppo.run(replace(cfg, output=str(out / "stage"), **sizes))
+    results["gathered"] = gathered()
     if distributed.is_main():
         torch.save(results, out / "results.pt")
     distributed.barrier()

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from s2srm.packing import Segment, pack, split_by_budget, split_rows
+from s2srm.packing import Segment, pack, rows_of, split_by_budget, split_rows
 
 
 def random_segments(seed: int) -> list[Segment]:
@@ -102,6 +102,12 @@ def test_bins_by_hand() -> None:
     assert split_by_budget([], 8) == []
     with pytest.raises(ValueError, match="budget must be at least 1 token, got 0"):
         split_by_budget([1], 0)
+
+
+def test_rows_of_some_sequences_in_the_order_asked_for() -> None:
+    cu_rows = torch.tensor([0, 2, 5, 6], dtype=torch.int32)
+    assert rows_of(cu_rows, [2, 0]).tolist() == [5, 0, 1]
+    assert rows_of(cu_rows, []).shape == (0,)
 
 
 def test_rows_come_apart_again() -> None:

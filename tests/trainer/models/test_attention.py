@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from s2srm.errors import UserError
-from s2srm.models.attention import SDPA, choose_attention, packed_sdpa, packed_varlen
+from s2srm.models.attention import SDPA, _band, packed_flash, packed_sdpa
+from s2srm.models.choice import choose_attention
+from s2srm.models.flash import TORCH
 
+packed_varlen = packed_flash(TORCH)
 LENGTHS = (5, 1, 7)
 
 
@@ -62,9 +65,11 @@ def test_packed_sdpa_equals_a_dense_mask(window: int | None, softcap: float | No
 
 def test_attention_sinks_are_refused() -> None:
     x = torch.zeros(1, 2, 3, 4)
+    cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
+    inputs = {"attention_mask": None, "cu_seq_lens_q": cu_seqlens, "max_length_q": 3}
     for function in (packed_sdpa, packed_varlen):
         with pytest.raises(UserError, match="sinks"):
-            function(nn.Module(), x, x, x, attention_mask=None, s_aux=torch.zeros(2))
+            function(nn.Module(), x, x, x, s_aux=torch.zeros(2), **inputs)
 
 
 @pytest.mark.parametrize("function", [packed_sdpa, packed_varlen])
@@ -74,9 +79,17 @@ def test_sparse_attention_is_refused(function: Callable[..., object]) -> None:
     mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
     cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
     with pytest.raises(UserError, match="a mask of the model's own"):
-        function(nn.Module(), x, x, x, attention_mask=mask, cu_seq_lens_q=cu_seqlens)
+        function(nn.Module(), x, x, x, mask, cu_seq_lens_q=cu_seqlens, max_length_q=3)
     with pytest.raises(UserError, match="block_indices is not supported"):
-        function(nn.Module(), x, x, x, None, cu_seq_lens_q=cu_seqlens, block_indices=mask)
+        inputs = {"cu_seq_lens_q": cu_seqlens, "max_length_q": 3}
+        function(nn.Module(), x, x, x, None, block_indices=mask, **inputs)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 9])
+def test_a_band_is_cut_from_a_longer_one(length: int) -> None:
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    found = _band(length, 3, torch.device("cpu"))
+    assert torch.equal(found, (distance >= 0) & (distance < 3))
 
 
 def test_choice_without_a_gpu() -> None:

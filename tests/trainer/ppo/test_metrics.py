@@ -6,16 +6,14 @@ import pytest
 import torch
 
 from s2srm.ppo.experience import Experience
-from s2srm.ppo.metrics import TokenMeans, correlation, gather_responses, phase_metrics
+from s2srm.ppo.metrics import TokenMeans, correlation, phase_metrics
 from s2srm.ppo.minibatches import Rollouts
 from s2srm.rewards.base import RewardBatch
 from s2srm.rollout.base import Response
 
 
 def experience(with_rm_tokens: bool = True) -> Experience:
-    rollouts = Rollouts(
-        [0, 1], [[5], [6]], [Response([7, 2], True), Response([8, 9, 10, 11], False)]
-    )
+    rollouts = Rollouts([[5], [6]], [Response([7, 2], True), Response([8, 9, 10, 11], False)])
     cu_rows = torch.tensor([0, 2, 6], dtype=torch.int32)
     rewards = torch.tensor([0.5, 0.5, 0.5, -0.5, -0.5, 0.0])
     sums = torch.tensor([1.0, -0.5])
@@ -29,7 +27,8 @@ def experience(with_rm_tokens: bool = True) -> Experience:
     )
     k1 = torch.tensor([0.1, 0.3, 0.0, 0.0, 0.2, 0.0])
     values = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    return Experience(rollouts, reward, cu_rows, k1, k1, k1**2, values, values, values + 1.0)
+    tensors = (k1, k1, k1**2, values, values, values + 1.0)
+    return Experience(rollouts, reward, cu_rows, *tensors, torch.arange(6))
 
 
 def test_means_over_responses_and_over_tokens():
@@ -72,9 +71,3 @@ def test_correlation_is_pearsons_and_zero_where_nothing_varies():
     assert correlation([1.0, 2.0, 4.0], [3.0, 5.0, 9.0]) == pytest.approx(1.0)
     assert correlation([1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]) == 0.0
     assert correlation([2.0, 2.0], [1.0, 3.0]) == 0.0
-
-
-def test_columns_of_all_ranks_come_by_number_of_response(monkeypatch):
-    parts = [([0, 2], {"x": [0.0, 2.0]}), ([1, 3], {"x": [1.0, 3.0]})]
-    monkeypatch.setattr("s2srm.distributed.gather_objects", lambda _: parts)
-    assert gather_responses([0, 2], {"x": [0.0, 2.0]}) == {"x": [0.0, 1.0, 2.0, 3.0]}

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from s2srm.config import CriticConfig, OptimConfig, PPOConfig, SamplingConfig
 from s2srm.engine.base import dummy_batch, run_microbatches
 from s2srm.engine.optim import learning_rate
 from s2srm.packing import pack, split_rows
+from s2srm.ppo import sampler as sampler_module
 from s2srm.ppo import train as ppo
 from s2srm.ppo.experience import advantages_and_returns, collect_experience
 from s2srm.ppo.kl import KLController
@@ -53,7 +55,7 @@ RESPONSES = [
     Response([14, 15, 16, 17, 18, 19, EOS], True),
     Response([20], False),
 ]
-ROLLOUTS = Rollouts(list(range(5)), PROMPTS, RESPONSES)
+ROLLOUTS = Rollouts(PROMPTS, RESPONSES)
 SGD = OptimConfig("sgd", lr=0.05, schedule="constant", max_grad_norm=0.0)
 
 
@@ -65,6 +67,9 @@ class PayTokens:
 
     def calibrate(self, scale: float) -> None:
         self.scale = scale
+
+    def num_tokens(self, prompt, response) -> int:
+        return len(prompt) + len(response.tokens)
 
     def __call__(self, prompts, responses) -> RewardBatch:
         flat = [1.0 if t > 10 else -1.0 for r in responses for t in r.tokens]
@@ -483,9 +488,6 @@ def test_point_11_collecting_runs_as_many_forwards_as_the_busiest_rank(monkeypat
     reference.module.forward = lambda *a, **k: calls.append(1) or forward(*a, **k)
     collected(cfg, policy, reference, critic)
     assert len(calls) == count + 2
-    nobody = Rollouts([], [], [])
-    experience, _ = collected(cfg, policy, reference, critic, rollouts=nobody)
-    assert experience.advantages.shape == (0,)
 
 
 # 12 ---------------------------------------------------------------------------------------------
@@ -496,19 +498,10 @@ def test_point_12_one_shuffle_for_all_ranks_another_for_every_epoch_and_phase():
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 9
     assert permutation(50, 1, 2, 2) == orders[-1]
-    whole = plan_epoch(ROLLOUTS, permutation(5, 0, 0, 0), 3, 4096)
-    parts = []
-    for rank in range(2):
-        index = list(range(rank, 5, 2))
-        mine = Rollouts(index, [PROMPTS[i] for i in index], [RESPONSES[i] for i in index])
-        parts.append(
-            [
-                {index[i] for group in m.microbatches for i in group}
-                for m in plan_epoch(mine, permutation(5, 0, 0, 0), 3, 4096)
-            ]
-        )
-    for minibatch, left, right in zip(whole, *parts, strict=True):
-        assert {i for group in minibatch.microbatches for i in group} == left | right
+    whole, parts = (plan_epoch(ROLLOUTS, permutation(5, 0, 0, 0), 3, 4096, n) for n in (1, 2))
+    for one, two in zip(whole, parts, strict=True):
+        (alone,), (left, right) = ([{*chain(*rank)} for rank in m.by_rank] for m in (one, two))
+        assert alone == left | right and not left & right
 
 
 def test_point_12_every_response_has_a_seed_of_its_own_whichever_rank_samples_it(monkeypatch):
@@ -518,11 +511,12 @@ def test_point_12_every_response_has_a_seed_of_its_own_whichever_rank_samples_it
     alone = sampler.phase(1)
     assert len({tuple(r.tokens) for r in alone.responses}) == 6
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(sampler_module, "gather_responses", lambda shares, mine: (shares, mine))
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        share = sampler.phase(1)
-        assert share.index == list(range(rank, 6, 2))
-        assert share.responses == [alone.responses[i] for i in share.index]
+        shares, mine = sampler.phase(1).responses
+        assert sorted(chain(*shares)) == list(range(6))
+        assert mine == [alone.responses[i] for i in shares[rank]]
 
 
 # 13 ---------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ ALWAYS = {
     "kl/k3",
     "kl/per_response",
     "kl/coef",
+    "balance/idle_fraction",
+    "balance/tokens_max_over_mean",
     "ppo/bounded_fraction",
     "ppo/clip_fraction",
     "ppo/entropy",
@@ -243,6 +245,9 @@ class PayWord:
 
     def calibrate(self, scale: float) -> None:
         raise AssertionError("not calibrated here")
+
+    def num_tokens(self, prompt, response) -> int:
+        return len(response.tokens)
 
     def __call__(self, prompts, responses) -> RewardBatch:
         flat = [1.0 if t == 7 else -0.1 for r in responses for t in r.tokens]
