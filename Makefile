@@ -1,19 +1,23 @@
 # Two commands for a new machine: `make demo` and `make test`. Both make .venv first.
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch==2.13.0
+TORCH ?= torch
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+# Tested versions; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: venv build demo test bench gpu lint type clean
 
 venv: $(VENV)/.ready
 
-# torch first and alone, so that no later package replaces it.
-$(VENV)/.ready: pyproject.toml setup.py
+# torch first and alone, so that no later package replaces it. Without a GPU, its small build:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make venv
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "s2srm needs Python 3.11, 3.12 or 3.13; name one with: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" setuptools wheel ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test,dev]'
+	$(PIP) "$(TORCH)" setuptools wheel ninja
+	$(PIP) --no-build-isolation -e '.[deepspeed,test,dev]'
 	touch $@
 
 demo: build

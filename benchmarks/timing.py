@@ -118,7 +118,7 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     _trim_heap()
     with _resident_peak() as peak:
-        before = _status_bytes("VmRSS")
+        before = status_bytes("VmRSS")
         result = call()
     del result
     return max(0, peak() - before)
@@ -131,14 +131,14 @@ def _resident_peak():
     The kernel keeps that figure and lets it be reset; where it does not, a thread samples.
     """
     if _reset_high_water_mark():
-        yield lambda: _status_bytes("VmHWM")
+        yield lambda: status_bytes("VmHWM")
         return
     stop = threading.Event()
-    most = [_status_bytes("VmRSS")]
+    most = [status_bytes("VmRSS")]
 
     def sample() -> None:
         while not stop.wait(1e-3):
-            most[0] = max(most[0], _status_bytes("VmRSS"))
+            most[0] = max(most[0], status_bytes("VmRSS"))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -154,10 +154,10 @@ def _reset_high_water_mark() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
-    return _status_bytes("VmHWM") - _status_bytes("VmRSS") < 2**20
+    return status_bytes("VmHWM") - status_bytes("VmRSS") < 2**20
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import importlib
 import io
-import logging
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 
 from s2srm import __version__, launcher
 from s2srm.commands import stages
+from s2srm.commands.libraries import set_up_logging
 from s2srm.commands.parsing import nearest
 from s2srm.commands.stages import STAGES
 from s2srm.errors import UserError
@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "correct": "show an RM's correction of one response, with the reward of every token",
     "eval": "compare policies: gold score or reward, win rates, refusals, length",
     "report": "write one self-contained HTML page about runs",
+    "plan": "memory of each rank, time of a step and what fits, before hardware is rented",
     "doctor": "versions, devices, and which backend each operation will use",
 }
 _OTHER_RANKS_WAIT_SECONDS = 5.0
@@ -116,7 +117,7 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}")
-    _set_up_logging()
+    set_up_logging()
     if name in STAGES:
         stages.run_stage(name, rest)
     else:
@@ -140,13 +141,6 @@ def _help() -> str:
         "  torchrun --nproc-per-node 2 -m s2srm rm --config RECIPE.yaml",
     ]
     return "\n".join(lines)
-
-
-def _set_up_logging() -> None:
-    """Messages of s2srm on stderr: INFO on rank 0, ERROR on the others."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    main_rank = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("s2srm").setLevel(logging.INFO if main_rank else logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Every setting of every stage: frozen dataclasses, filled from YAML, dotted flags and defaults.
 
-The doc comment under a field is its `--help` text. Nothing here imports torch, so that a wrong key
-or type is reported before anything heavy starts.
+The doc comment under a field is its `--help` text, its type holds its bounds (bounds.py); what
+concerns several settings is in validation.py. Nothing here imports torch, so that a wrong key or
+type is reported before anything heavy starts.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from s2srm.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+DecayRate = Annotated[float, Bounds(0, below=1)]
 Precision = Literal["float32", "float64", "bfloat16"]
 DataFormat = Literal[
     "auto", "columns", "pku_saferlhf", "anthropic_hh", "tldr_comparisons", "ultrafeedback"
@@ -58,11 +62,11 @@ class DataConfig:
     """A row that is broken: stop with file, line and reason, or skip it and count it."""
     on_long_row: Literal["error", "skip"] = "error"
     """A prompt or response over its limit of tokens: stop, or skip it and count it."""
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: PositiveInt = 1024
     """Longest prompt, in tokens."""
-    max_response_tokens: int = 1024
+    max_response_tokens: PositiveInt = 1024
     """Longest response, in tokens, end of sequence included."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Use the first so many good rows; null uses all."""
 
 
@@ -84,19 +88,20 @@ class OptimConfig:
 
     name: Literal["adamw", "sgd"] = "adamw"
     """adamw, or sgd without momentum."""
-    lr: float = 1e-5
+    lr: PositiveFloat = 1e-5
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    eps: float = 1e-5
-    """AdamW's epsilon."""
-    weight_decay: float = 0.0
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon. It must lie below the gradients (docs/settings.md): clipped to a norm of 1,
+    those of 2.5 billion weights have a root mean square of 2e-5, later ones less."""
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay on matrices; vectors and scalars have none."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the decay after the warm-up; linear and cosine end at 0."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Optimiser steps of linear warm-up."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NonNegativeFloat = 1.0
     """Clip the global gradient norm to this; 0 does not clip."""
 
 
@@ -106,18 +111,20 @@ class EngineConfig:
 
     kind: Literal["auto", "torch", "deepspeed"] = "auto"
     """torch: one process, no sharding; deepspeed: ZeRO; auto: deepspeed under torchrun with
-    several ranks, else torch."""
+    several ranks and for offload cpu, else torch."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """DeepSpeed ZeRO stage."""
-    offload: Literal["none", "cpu"] = "none"
-    """Where ZeRO-3 keeps optimiser state and the frozen models' parameters."""
+    offload: Literal["none", "idle", "cpu"] = "none"
+    """idle: what a phase of PPO does not use (reference, reward model, optimisers) waits in host
+    memory meanwhile; cpu: ZeRO-3 keeps and runs the optimisers there, and keeps the frozen models'
+    parameters."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """Where numbers go, beside metrics.jsonl, which is always written."""
 
-    every: int = 1
+    every: PositiveInt = 1
     """Write a row of metrics every so many optimiser steps."""
     tensorboard: bool = False
     """Also write TensorBoard event files into the run's folder."""
@@ -131,18 +138,18 @@ class StageConfig:
 
     output: str = ""
     """Folder for the trained model, metrics.jsonl and config.yaml; must not hold a run already."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the data order, of fresh weights and of sampling."""
     overwrite: bool = False
     """Replace a run that is already in the output folder."""
-    save_every: int = 0
+    save_every: NonNegativeInt = 0
     """Write a checkpoint every so many optimiser steps (PPO: phases) and at the end; 0: none."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
     resume: str = "never"
     """auto: go on where the output folder holds a checkpoint, start where it does not; or a run's
     or a checkpoint's folder to go on from; never: start."""
-    watchdog: float = 600.0
+    watchdog: NonNegativeFloat = 600.0
     """Seconds without progress (before the first step is done: three times as many, at least 60)
     after which the run is ended, with the rank and the phase that hang named; a rank that dies is
     named at once. 0: never."""
@@ -160,15 +167,15 @@ class SupervisedConfig(StageConfig):
     eval_data: DataConfig | None = None
     """Held-out rows; their loss and accuracy are logged. null: no evaluation."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    epochs: float = 1.0
+    epochs: PositiveFloat = 1.0
     """Passes over the data; ignored when max_steps is given."""
-    max_steps: int | None = None
+    max_steps: PositiveInt | None = None
     """Optimiser steps in all."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Rows (triples or demonstrations) per optimiser step, over all ranks."""
-    microbatch_tokens: int = 4096
+    microbatch_tokens: PositiveInt = 4096
     """Tokens that one rank packs into one forward and backward."""
-    eval_every: int = 0
+    eval_every: NonNegativeInt = 0
     """Evaluate every so many steps, and always at the end; 0: at the end only."""
 
 
@@ -184,14 +191,14 @@ class SFTConfig(SupervisedConfig):
 class RMConfig(SupervisedConfig):
     """Seq2seq reward model: correction and identity mapping by sequence maximum likelihood."""
 
-    correction_weight: float = 1.0
+    correction_weight: NonNegativeFloat = 1.0
     """Weight of the examples (prompt, rejected) -> chosen."""
-    identity_weight: float = 1.0
+    identity_weight: NonNegativeFloat = 1.0
     """Weight of the examples (prompt, chosen) -> chosen."""
     reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
     """token_mean: weighted mean over all output tokens of the batch; sequence_sum: sum over the
     tokens of a sequence, then weighted mean over sequences."""
-    probe_rows: int = 64
+    probe_rows: NonNegativeInt = 64
     """Held-out triples on which copied fraction, correction and pair accuracy and the correlation
     of reward with length are measured; 0 measures none."""
 
@@ -200,7 +207,7 @@ class RMConfig(SupervisedConfig):
 class ScalarRMConfig(SupervisedConfig):
     """Scalar reward model: Bradley-Terry on the last token's hidden state."""
 
-    centre_coef: float = 0.0
+    centre_coef: NonNegativeFloat = 0.0
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps scores near 0."""
 
 
@@ -208,11 +215,11 @@ class ScalarRMConfig(SupervisedConfig):
 class SamplingConfig:
     """How responses are sampled. top_p is 1 and top_k is off: logprobs are then those sampled."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: PositiveInt = 128
     """Longest response; one that reaches it without end of sequence is truncated."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Divides the logits, in sampling and in every logprob; 0 in evaluation means greedy."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Prompts that one rank generates for at a time."""
 
 
@@ -225,13 +232,13 @@ class TokenRewardConfig:
     correction."""
     divergence: Literal["argmax", "rank", "margin"] = "argmax"
     """What counts as agreeing with the RM."""
-    top_k: int = 1
+    top_k: PositiveInt = 1
     """For rank: agrees while fewer than top_k logits exceed the token's."""
-    max_margin: float = 0.0
+    max_margin: NonNegativeFloat = 0.0
     """For margin: diverges when max logit - token's logit exceeds this, in nats."""
-    positive: float = 1.0
+    positive: NonNegativeFloat = 1.0
     """Reward of a token before the divergence."""
-    negative: float = 1.0
+    negative: NonNegativeFloat = 1.0
     """Magnitude of the penalty of a diverging token."""
     match: float = 0.0
     """Reward of a token after the divergence that agrees again."""
@@ -247,14 +254,15 @@ class RewardConfig:
     """Which reward model: text (a reward per token) or Bradley-Terry (one at the last token)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     token: TokenRewardConfig = field(default_factory=TokenRewardConfig)
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: NonNegativeFloat = 0.0
     """Subtracted at the last token of a truncated response, in raw reward units."""
-    clip: float = 0.0
+    clip: NonNegativeFloat = 0.0
     """Clip each token's scaled reward to [-clip, clip] before the KL penalty; 0: no clipping."""
     scale: Literal["none", "unit_std"] = "unit_std"
     """unit_std: divide by the standard deviation of the sequence sum over the first rollouts of
     the initial policy, so that kl.coef means the same for every reward."""
-    calibration_prompts: int = 256
+    # A standard deviation needs two responses.
+    calibration_prompts: Annotated[int, Bounds(2)] = 256
     """Responses of the initial policy that fix the scale, one to a prompt; fewer prompts are asked
     again, with other seeds."""
 
@@ -263,13 +271,13 @@ class RewardConfig:
 class KLConfig:
     """Penalty that keeps the policy near the reference."""
 
-    coef: float = 0.05
+    coef: NonNegativeFloat = 0.05
     """beta: reward units per nat."""
     controller: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: multiply beta so that the KL per response nears target."""
-    target: float = 6.0
+    target: PositiveFloat = 6.0
     """Adaptive: KL to the reference per response, in nats."""
-    horizon: int = 10000
+    horizon: PositiveInt = 10000
     """Adaptive: responses over which beta may change by a factor e at full error."""
 
 
@@ -280,8 +288,9 @@ class CriticConfig:
     path: str | None = None
     """Model to start from; null: the policy. A scalar RM's score head is taken over."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    clip: float = 0.2
-    """Clip range of the value around its old value; 0: no clipping."""
+    clip: NonNegativeFloat = 0.0
+    """Clip range of the value around its old value, in the returns' own units; 0: no clipping. It
+    bounds how far a phase can move the critic (docs/settings.md)."""
 
 
 @dataclass(frozen=True)
@@ -298,33 +307,33 @@ class PPOConfig(StageConfig):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     kl: KLConfig = field(default_factory=KLConfig)
-    total_steps: int = 100
+    total_steps: PositiveInt = 100
     """Rollout phases; each samples rollout_size responses and trains on them."""
-    rollout_size: int = 128
+    rollout_size: PositiveInt = 128
     """Responses per phase, over all ranks."""
-    minibatch_size: int = 64
+    minibatch_size: PositiveInt = 64
     """Responses per optimiser step, over all ranks."""
-    ppo_epochs: int = 2
+    ppo_epochs: PositiveInt = 2
     """Passes over a phase's responses."""
-    critic_warmup_steps: int = 0
+    critic_warmup_steps: NonNegativeInt = 0
     """First phases in which only the critic learns."""
-    microbatch_tokens: int = 4096
+    microbatch_tokens: PositiveInt = 4096
     """Tokens that one rank packs into one forward and backward."""
-    gamma: float = 1.0
+    gamma: Annotated[float, Bounds(0, 1)] = 1.0
     """Discount per token."""
-    lam: float = 0.95
+    lam: Annotated[float, Bounds(0, 1)] = 0.95
     """GAE's lambda."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Bounds(0, 1)] = 0.2
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-    clip_high: float = 0.2
+    clip_high: NonNegativeFloat = 0.2
     """Upper clip range."""
-    max_log_ratio: float = 20.0
+    max_log_ratio: Annotated[float, Bounds(0, 80)] = 20.0
     """Bound on |log ratio|; a token beyond it gives no policy gradient, and no NaN. 0: none."""
-    vf_coef: float = 0.1
+    vf_coef: NonNegativeFloat = 0.1
     """Weight of the value loss."""
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
     whiten_advantages: bool = True
     """Whiten advantages over all tokens of the phase, over all ranks."""
-    samples_every: int = 10
+    samples_every: PositiveInt = 10
     """Write some responses with their token rewards to samples.jsonl every so many phases."""

@@ -13,7 +13,8 @@ HEAVY = {"torch", "transformers", "datasets", "deepspeed", "triton", "jsonargpar
 
 LAYERS: dict[str, tuple[int, set[str]]] = {
     # module prefix: (height, heavy packages that it may import); imports go down or sideways.
-    "s2srm.errors": (0, set()),
+    "s2srm.errors": (-2, set()),
+    "s2srm.bounds": (-1, set()),
     "s2srm.config": (0, set()),
     "s2srm.process": (0, set()),
     "s2srm.launcher": (0, set()),
@@ -42,6 +43,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "s2srm.rewards": (5, {"torch", "transformers"}),
     "s2srm.supervised": (6, {"torch", "transformers"}),
     "s2srm.ppo": (6, {"torch", "transformers"}),
+    "s2srm.plan": (7, {"torch", "transformers", "datasets"}),
     "s2srm.evaluation": (8, {"torch", "transformers"}),
     "s2srm.report": (9, set()),
     "s2srm.commands": (10, {"torch", "transformers", "datasets", "jsonargparse"}),

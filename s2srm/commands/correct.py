@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from s2srm.bounds import PositiveInt, check_bounds
 from s2srm.commands.parsing import parse
 from s2srm.config import Precision, TokenRewardConfig
 from s2srm.errors import UserError
-from s2srm.validation import at_least, expand_paths, model_path, token_reward
+from s2srm.validation import expand_paths, model_path
 
 SUMMARY = "Show an RM's correction of one response, and the reward of every token."
 
@@ -31,7 +32,7 @@ class CorrectConfig:
     """The response; not given: as for the prompt."""
     token: TokenRewardConfig = field(default_factory=TokenRewardConfig)
     """How the RM's statistics become token rewards."""
-    max_new_tokens: int | None = None
+    max_new_tokens: PositiveInt | None = None
     """Longest correction, in tokens; null: 512, or what the model's positions leave for it."""
     precision: Precision = "float32"
     """Floating-point type of the RM."""
@@ -47,9 +48,7 @@ def run(argv: Sequence[str]) -> None:
     if not cfg.rm:
         raise UserError("rm is missing: the folder of a trained seq2seq RM")
     model_path("rm", cfg.rm)
-    token_reward("token", cfg.token)
-    if cfg.max_new_tokens is not None:
-        at_least("max_new_tokens", cfg.max_new_tokens, 1)
+    check_bounds(cfg)
     prompt, response = _texts(cfg, argv)
     from rich.console import Console
 

@@ -1,21 +1,24 @@
 """`s2srm demo`: preference triples to aligned policy on a generated world, by the real stages.
 
 Data, SFT, both reward models on the same triples, PPO with each, evaluation by the world's gold
-judge, report. Every stage is the one behind its own command.
+judge, report. Every stage is the one behind its own command. A reward model and the PPO with it
+have nothing to do with the other two, so these pairs run side by side.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from s2srm.bounds import Bounds, NonNegativeInt, check_bounds
 from s2srm.commands.demo_settings import SETTINGS, DemoSettings
 from s2srm.commands.parsing import parse
+from s2srm.commands.side_by_side import ChainedStage, run_and_print, run_chains
+from s2srm.commands.stages import STAGES
 from s2srm.config import (
     CriticConfig,
     DataConfig,
@@ -31,7 +34,7 @@ from s2srm.config import (
 )
 from s2srm.errors import UserError
 from s2srm.evaluation.config import EvalConfig, WorldName
-from s2srm.validation import above, at_least, between, expand_paths, output_folder
+from s2srm.validation import expand_paths, output_folder
 
 Result = TypeVar("Result")
 
@@ -50,18 +53,16 @@ class DemoConfig:
     """All three worlds, one after the other."""
     output: str = "runs/demo"
     """Folder; every world gets a folder in it, and an earlier demo there is replaced."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of data, weights and sampling."""
-    scale: float = 1.0
+    scale: Annotated[float, Bounds(above=0, high=1)] = 1.0
     """Fraction of the data and steps; results at a small one mean nothing."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Run the demo for one world or all."""
     cfg = expand_paths(parse(DemoConfig, argv, "demo", SUMMARY))
-    above("scale", cfg.scale, 0)
-    between("scale", cfg.scale, 0, 1)
-    at_least("seed", cfg.seed, 0)
+    check_bounds(cfg)
     output_folder(cfg.output, "the folder for the demo")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("demo runs in one process; start it without torchrun")
@@ -77,10 +78,8 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
     """Every stage for one world, then the table and the path of the report."""
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
-    from s2srm.ppo import train as ppo
     from s2srm.report.page import write_report
     from s2srm.report.terminal import print_evaluation, wide_console
-    from s2srm.supervised import rm, scalar_rm, sft
     from s2srm.worlds import WorldSizes, get_world
 
     quiet_libraries()
@@ -93,16 +92,20 @@ def run_world(world: WorldName, folder: Path, seed: int, settings: DemoSettings)
         prompts_train=settings.prompts,
     )
     clock.time("data", lambda: get_world(world).write(folder / "data", sizes, seed))
-    for name, stage, cfg in (
-        ("sft", sft.run, configs.sft()),
-        ("rm", rm.run, configs.rm()),
-        ("scalar-rm", scalar_rm.run, configs.scalar_rm()),
-        ("ppo-scalar", ppo.run, configs.ppo("scalar")),
-        ("ppo-seq2seq", ppo.run, configs.ppo("seq2seq")),
-    ):
-        result = clock.time(name, functools.partial(stage, cfg))
-        if held_out := _headline(result.metrics):
-            print(f"  held out: {held_out}", flush=True)
+    run_and_print(world, ChainedStage("sft", STAGES["sft"], configs.sft()))
+    run_chains(
+        world,
+        [
+            [
+                ChainedStage("rm", STAGES["rm"], configs.rm()),
+                ChainedStage("ppo-seq2seq", STAGES["ppo"], configs.ppo("seq2seq")),
+            ],
+            [
+                ChainedStage("scalar-rm", STAGES["scalar-rm"], configs.scalar_rm()),
+                ChainedStage("ppo-scalar", STAGES["ppo"], configs.ppo("scalar")),
+            ],
+        ],
+    )
     result = clock.time("eval", lambda: evaluate(configs.evaluation()))
     page = write_report([folder], folder / "report.html")
     print_evaluation(result.output / "eval.json", wide_console())
@@ -172,10 +175,12 @@ class DemoConfigs:
             **self._stage(f"ppo-{kind}"),
             policy=ModelConfig(path=self._path("sft")),
             reward=RewardConfig(kind=kind, model=ModelConfig(path=self._path(rm))),
-            critic=CriticConfig(optim=OptimConfig(lr=s.critic_lr)),
+            critic=CriticConfig(
+                optim=OptimConfig(lr=s.critic_lr, eps=s.adam_eps), clip=s.critic_clip
+            ),
             data=self._data("prompts_train.jsonl"),
             sampling=SamplingConfig(max_new_tokens=s.max_new_tokens, batch_size=s.rollout_size),
-            optim=OptimConfig(lr=s.ppo_lr),
+            optim=OptimConfig(lr=s.ppo_lr, eps=s.adam_eps),
             kl=KLConfig(coef=s.kl_coef),
             total_steps=s.ppo_phases,
             rollout_size=s.rollout_size,
@@ -217,7 +222,12 @@ class DemoConfigs:
         return self._stage(name) | {
             "model": ModelConfig(path=self._path(model)),
             "data": self._data(data),
-            "optim": OptimConfig(lr=lr, warmup_steps=min(20, steps // 10), weight_decay=0.01),
+            "optim": OptimConfig(
+                lr=lr,
+                eps=self.settings.adam_eps,
+                warmup_steps=min(20, steps // 10),
+                weight_decay=0.01,
+            ),
             "max_steps": steps,
             "batch_size": self.settings.batch_size,
             "microbatch_tokens": _MICROBATCH_TOKENS,
@@ -232,9 +242,3 @@ class DemoConfigs:
 
     def _path(self, name: str) -> str:
         return str(self.folder / name)
-
-
-def _headline(metrics: dict[str, float]) -> str:
-    """`name value, ...` of the held-out metrics."""
-    held_out = {k.removeprefix("eval/"): v for k, v in metrics.items() if k.startswith("eval/")}
-    return ", ".join(f"{name} {value:.3f}" for name, value in sorted(held_out.items()))

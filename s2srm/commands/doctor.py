@@ -125,7 +125,10 @@ def tools() -> Iterator[tuple[str, str]]:
         _first_line([gcc, "--version"]) if gcc else "not found; DeepSpeed on a CPU needs it",
     )
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
-    yield "ZeRO training", "DeepSpeed" if has_deepspeed else "not possible: no DeepSpeed"
+    yield (
+        "ZeRO training",
+        "DeepSpeed" if has_deepspeed else "not possible: pip install 's2srm[deepspeed]'",
+    )
 
 
 def _first_line(command: list[str]) -> str:

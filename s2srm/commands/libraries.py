@@ -1,8 +1,16 @@
-"""Other libraries' progress bars and notices, which would tear up our own output."""
+"""Messages: ours on stderr, and no progress bars of other libraries, which would tear them up."""
 
 from __future__ import annotations
 
+import logging
 import os
+
+
+def set_up_logging() -> None:
+    """Messages of s2srm on stderr: INFO on rank 0, ERROR on the others."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    main_rank = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("s2srm").setLevel(logging.INFO if main_rank else logging.ERROR)
 
 
 def quiet_libraries() -> None:
@@ -15,8 +23,8 @@ def quiet_libraries() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import datasets
+    # Read when datasets is imported, which only some data needs.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging
 
-    datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()

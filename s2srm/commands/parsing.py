@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from s2srm.bounds import rules_of
 from s2srm.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -74,6 +75,11 @@ def build_parser(cls: type, command: str, summary: str) -> jsonargparse.Argument
         help=f"a YAML file, or a shipped recipe: {', '.join(recipe_names(command))}",
     )
     parser.add_class_arguments(cls, None)
+    annotations = fields_of(cls, with_bounds=True)
+    for action in parser._actions:
+        rules = dict.fromkeys(rules_of(annotations.get(action.dest)))
+        if rules and action.help:
+            action.help += f" Must {' and '.join(rules)}."
     return parser
 
 
@@ -86,16 +92,19 @@ def recipe_names(command: str | None = None) -> list[str]:
     return [name for name in exact if command != "rm" or not name.endswith("-scalar-rm")]
 
 
-def fields_of(cls: Any, prefix: str = "") -> Fields:
-    """Every dotted key of a config dataclass, groups included, with its annotation."""
+def fields_of(cls: Any, prefix: str = "", *, with_bounds: bool = False) -> Fields:
+    """Every dotted key of a config dataclass, groups included, with its annotation.
+
+    with_bounds: as `Annotated`, where it is.
+    """
     found: Fields = {}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=with_bounds)
     for field in dataclasses.fields(cls):
         key, annotation = prefix + field.name, hints[field.name]
         found[key] = annotation
         group = _dataclass_in(annotation)
         if group is not None:
-            found |= fields_of(group, f"{key}.")
+            found |= fields_of(group, f"{key}.", with_bounds=with_bounds)
     return found
 
 
@@ -140,7 +149,8 @@ def normalise(argv: Sequence[str], cls: type, texts: Sequence[str] = ()) -> list
     return done
 
 
-def _recipe(name: str, cls: type) -> Path:
+def recipe_path(name: str) -> Path:
+    """The file of a --config: a path, or the name of a shipped recipe. UserError if neither."""
     path = Path(name).expanduser()
     if not path.is_file():
         path = RECIPES / f"{name}.yaml"
@@ -150,6 +160,11 @@ def _recipe(name: str, cls: type) -> Path:
             f"--config: {name!r} is neither a file nor a shipped recipe"
             f"{nearest(name, known) or '; recipes: ' + ', '.join(known)}"
         )
+    return path
+
+
+def _recipe(name: str, cls: type) -> Path:
+    path = recipe_path(name)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from s2srm.commands.parsing import parse
 from s2srm.config import PPOConfig, RMConfig, ScalarRMConfig, SFTConfig, StageConfig
+from s2srm.runs import RunResult
 from s2srm.validation import validate
 
 
@@ -19,6 +20,10 @@ class Stage:
     module: str
     summary: str
     """What `s2srm --help` says of it, and `s2srm NAME --help` at its top."""
+
+    def run(self, cfg: StageConfig) -> RunResult:
+        """Train; imports what that takes."""
+        return importlib.import_module(self.module).run(cfg)
 
 
 STAGES: dict[str, Stage] = {
@@ -54,7 +59,7 @@ def run_stage(name: str, argv: Sequence[str]) -> None:
     from s2srm.commands.libraries import quiet_libraries
 
     quiet_libraries()
-    result = importlib.import_module(stage.module).run(cfg)
+    result = stage.run(cfg)
     if distributed.is_main():
         for metric, value in sorted(result.metrics.items()):
             print(f"{metric:<34} {value:.6g}")

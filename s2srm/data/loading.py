@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from s2srm import distributed
+from s2srm.bounds import check_bounds
 from s2srm.config import DataConfig
 from s2srm.data.adapters import make_adapter
 from s2srm.data.base import Adapter
@@ -84,8 +85,7 @@ def _load(
     response_column: str,
     convert: Callable[[Adapter, Fields, str], T],
 ) -> tuple[list[T], LoadReport]:
-    if cfg.limit is not None and cfg.limit < 1:
-        raise UserError(f"data.limit must be at least 1, got {cfg.limit}")
+    check_bounds(cfg, "data")
     rows = read_rows(cfg.path, cfg.split, cfg.subset)
     head = list(itertools.islice(rows, _PEEK_ROWS))
     adapter: Adapter | None = None

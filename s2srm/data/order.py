@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
-
-T = TypeVar("T")
 
 
 def num_steps(
@@ -48,13 +45,6 @@ def global_batches(
     """
     steps = num_steps(num_rows, batch_size, epochs, max_steps)
     return itertools.islice(_endless(num_rows, batch_size, seed), steps)
-
-
-def shard(indices: Sequence[T], rank: int, world: int) -> list[T]:
-    """This rank's part of a global batch: indices[rank::world]; empty where there are too few."""
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must lie in [0, {world - 1}], got {rank}")
-    return list(indices[rank::world])
 
 
 def _endless(num_rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:

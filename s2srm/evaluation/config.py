@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from s2srm.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, check_bounds
 from s2srm.config import (
     DataConfig,
     ModelConfig,
@@ -14,16 +15,7 @@ from s2srm.config import (
     TokenRewardConfig,
 )
 from s2srm.errors import UserError
-from s2srm.validation import (
-    at_least,
-    data,
-    expand_paths,
-    model,
-    model_path,
-    output_folder,
-    sampling,
-    token_reward,
-)
+from s2srm.validation import data, expand_paths, model, model_path, output_folder
 
 WorldName = Literal["safety", "summarization", "instructions"]
 
@@ -36,7 +28,7 @@ class EvalConfig:
     """Folder for eval.json, responses.jsonl and feedback.jsonl; must not hold a run already."""
     overwrite: bool = False
     """Replace a run that is already in the output folder."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of a world's prompts and of sampling."""
     policies: dict[str, str] = field(default_factory=dict)
     """Name -> model folder, as in {sft: runs/sft, ppo: runs/ppo}, in the order of the table."""
@@ -57,15 +49,15 @@ class EvalConfig:
     """Floating-point type of the policies."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Length limit and batch size; its temperature is not read."""
-    temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    temperatures: list[NonNegativeFloat] = field(default_factory=lambda: [0.0, 1.0])
     """Each is evaluated by itself; 0 is greedy."""
-    num_samples: int = 1
+    num_samples: PositiveInt = 1
     """Responses per prompt at a temperature above 0; intervals stay over prompts."""
-    num_prompts: int = 256
+    num_prompts: Annotated[int, Bounds(2)] = 256
     """Prompts of each split."""
-    num_resamples: int = 2000
+    num_resamples: Annotated[int, Bounds(100)] = 2000
     """Bootstrap resamples of the prompts behind each 95% confidence interval."""
-    feedback_rows: int = 12
+    feedback_rows: NonNegativeInt = 12
     """Responses with token rewards and correction that are kept for the report."""
     template: TemplateConfig = field(default_factory=TemplateConfig)
     """For policies that no stage of s2srm saved; the others bring their own."""
@@ -75,7 +67,7 @@ def validate_eval(cfg: EvalConfig) -> EvalConfig:
     """Check every value, as `validation.validate` does; returns it with its paths expanded."""
     cfg = expand_paths(cfg)
     output_folder(cfg.output, "the folder for the results")
-    at_least("seed", cfg.seed, 0)
+    check_bounds(cfg)
     if not cfg.policies:
         raise UserError("policies is missing: name -> model folder, as in --policies.sft runs/sft")
     for name, path in cfg.policies.items():
@@ -94,14 +86,6 @@ def validate_eval(cfg: EvalConfig) -> EvalConfig:
         raise UserError("ood_data: a world has ood prompts of its own")
     if cfg.reward_model is not None:
         model("reward_model", cfg.reward_model)
-    token_reward("token", cfg.token)
-    sampling("sampling", cfg.sampling, greedy=True)
     if not cfg.temperatures:
         raise UserError("temperatures is empty")
-    for temperature in cfg.temperatures:
-        at_least("temperatures", temperature, 0)
-    at_least("num_samples", cfg.num_samples, 1)
-    at_least("num_prompts", cfg.num_prompts, 2)
-    at_least("num_resamples", cfg.num_resamples, 100)
-    at_least("feedback_rows", cfg.feedback_rows, 0)
     return cfg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +45,27 @@ class PackedCausalLM(nn.Module):
         """(T, D): last hidden state of every token, after the final norm."""
         return trunk_forward(self.lm, batch)
 
-    def forward(self, batch: Packed, op: HeadOp | str = "cross_entropy", **kwargs: Any) -> Any:
+    def forward(
+        self,
+        batch: Packed,
+        op: HeadOp | Literal["hidden", "check"] = "cross_entropy",
+        hidden: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """What the kernel `op` gives for the rows and targets of the batch.
 
         op: cross_entropy, logprobs, token_stats or ppo_loss; keyword arguments go to the kernel
         of that name (`linear_...`), tensors among them with one entry per row of the batch.
+        "hidden" gives what the head would read, (N, D), one for each row; handed in as `hidden`
+        later, it spares that forward of the trunk.
         "check" instead compares the model with Hugging Face's own, see check.py.
         """
         if op == "check":
             return self._check(batch)
-        hidden = self.hidden_states(batch)[batch.rows]
+        if hidden is None:
+            hidden = self.hidden_states(batch)[batch.rows]
+        if op == "hidden":
+            return hidden
         return self.head(hidden, batch.targets, op=op, **kwargs)
 
     def _check(self, batch: Packed) -> Tensor:

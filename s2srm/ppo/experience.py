@@ -2,8 +2,9 @@
 
 Every rank scores what it learns from in the first epoch, and all ranks get all of it. Old logprobs
 come from the training engine's forward over the very micro-batches of the first epoch, so that the
-ratio of the first minibatch is 1. Logprobs of policy and reference are those of
-logits / temperature, which is what was sampled from.
+ratio of the first minibatch is 1. Where the engine can, the first of these forwards keeps its graph
+and is the one that the first update goes back through. Logprobs of policy and reference are those
+of logits / temperature, which is what was sampled from.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from s2srm.config import PPOConfig
 from s2srm.engine import Engine, PackedSegments
-from s2srm.packing import Packed, rows_of
+from s2srm.packing import Packed
 from s2srm.ppo.exchange import Shares
 from s2srm.ppo.kl import k1, k3
 from s2srm.ppo.minibatches import Minibatch, Rollouts, responses_by_rank
@@ -34,7 +35,8 @@ class Experience:
     values        (N,) of the critic before every token
     advantages    (N,) whitened if asked for
     returns       (N,) advantages before whitening + values: what the critic learns
-    own_rows      int64: which of the N this rank has worked out
+    own           numbers of the responses that this rank has scored
+    kept          the policy's forward over the first micro-batch, if it was kept
     """
 
     rollouts: Rollouts
@@ -46,7 +48,21 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
-    own_rows: Tensor
+    own: list[int]
+    kept: KeptForward | None = None
+
+
+class KeptForward:
+    """Hidden states with their graph, for one backward."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self._hidden: Tensor | None = hidden
+
+    def take(self) -> Tensor:
+        """Once: then nothing here holds the graph."""
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None, "the forward was taken before"
+        return hidden
 
 
 def collect_experience(
@@ -58,6 +74,8 @@ def collect_experience(
     first_epoch: list[Minibatch],
     kl_coef: float,
     cfg: PPOConfig,
+    *,
+    keep_first: bool = False,
 ) -> Experience:
     """Score a phase's responses; all ranks must call it.
 
@@ -65,6 +83,7 @@ def collect_experience(
         reward: of `rollouts`, in their order, the same on every rank.
         first_epoch: the plan of the first pass over the phase; it covers every response once.
         kl_coef: beta of r_t - beta * k1_t.
+        keep_first: the policy's update follows, before anything changes its weights.
     """
     groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
     shares = Shares(responses_by_rank(first_epoch), rollouts.responses)
@@ -76,10 +95,19 @@ def collect_experience(
         policy.device,
     )
 
+    kept: list[KeptForward] = []
+    keep_first = keep_first and policy.keeps_graphs
+
     def logprobs(engine: Engine) -> Tensor:
         def forward(batch: Packed) -> tuple[Tensor]:
+            hidden = None
+            if keep_first and engine is policy and batch is packed.batches[0]:
+                hidden = policy.train_forward(batch, "hidden")
+                kept.append(KeptForward(hidden))
             temperature = cfg.sampling.temperature
-            found = engine(batch, "logprobs", with_entropy=False, temperature=temperature)
+            found = engine(
+                batch, "logprobs", hidden=hidden, with_entropy=False, temperature=temperature
+            )
             return (found.logprobs,)
 
         (found,) = packed.map(engine, forward)
@@ -89,9 +117,11 @@ def collect_experience(
         values = critic(batch)
         return values[batch.rows], values[batch.last]
 
-    old_logprobs, ref_logprobs = logprobs(policy), logprobs(reference)
     values, last_values = packed.map(critic, read_values)
     values, last_values = shares.rows(values), shares.sequences(last_values)
+    ref_logprobs = logprobs(reference)
+    # Last: what is kept takes the memory of a micro-batch in training.
+    old_logprobs = logprobs(policy)
     finished = torch.tensor(
         [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
     )
@@ -109,7 +139,8 @@ def collect_experience(
         values=values,
         advantages=whiten(advantages) if cfg.whiten_advantages else advantages,
         returns=returns,
-        own_rows=rows_of(reward.cu_rows, shares.mine).to(policy.device),
+        own=shares.mine,
+        kept=kept[0] if kept else None,
     )
 
 

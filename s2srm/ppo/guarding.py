@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from s2srm.config import PPOConfig
 from s2srm.guards import Place, Rows, check_rows
-from s2srm.packing import Segment
+from s2srm.packing import Segment, rows_of
 from s2srm.ppo.experience import Experience
-from s2srm.rewards.base import RewardBatch
+from s2srm.rewards.base import RewardBatch, cumulative_lengths
 
 LOSSES = {"policy": "ppo/policy_loss", "critic": "ppo/value_loss"}
 POLICY_NUMBERS = {"loss": LOSSES["policy"], "ratio": "ppo/ratio_max", "KL": "ppo/update_kl"}
@@ -45,7 +42,7 @@ def check_reward(
 ) -> None:
     """The reward model's own numbers: it is frozen, so the training has no part in them.
 
-    responses: with their prompts, those of `reward`.
+    reward, responses: this rank's share, with prompts.
     """
     path = cfg.reward.model.path
     remedy = f"it comes from reward.model.path {path}, in {cfg.reward.model.precision}"
@@ -70,7 +67,10 @@ def check_experience(experience: Experience, cfg: PPOConfig, phase: int) -> None
             )
         return Place(f"PPO phase {phase}, {model}", phase, remedy, run=Path(cfg.output))
 
-    own = experience.own_rows
+    own, responses = experience.own, experience.rollouts.responses
+    rows = rows_of(experience.cu_rows, own).to(experience.values.device)
+    offsets = cumulative_lengths([responses[i] for i in own])
+    segments = experience.rollouts.segments()
     logprob = "logprob of a sampled token"
     columns = (
         (logprob, experience.old_logprobs, "kl/k1", "policy"),
@@ -80,17 +80,11 @@ def check_experience(experience: Experience, cfg: PPOConfig, phase: int) -> None
     )
     check_rows(
         [
-            # What other ranks have worked out is theirs to blame.
-            Rows(what, _only(own, values), metric, place(model), experience.cu_rows)
+            Rows(what, values[rows], metric, place(model), offsets)
             for what, values, metric, model in columns
         ],
-        experience.rollouts.segments(),
+        [segments[i] for i in own],
     )
-
-
-def _only(rows: Tensor, values: Tensor) -> Tensor:
-    """`values` in these rows, 0 elsewhere."""
-    return torch.zeros_like(values).index_copy(0, rows, values[rows])
 
 
 def _learn_slower(model: Literal["policy", "critic"], cfg: PPOConfig) -> str:

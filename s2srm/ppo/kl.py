@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2srm.bounds import check_bounds
 from s2srm.config import KLConfig
 
 
@@ -37,10 +38,7 @@ class KLController:
     """
 
     def __init__(self, cfg: KLConfig) -> None:
-        if cfg.controller == "adaptive" and not (cfg.target > 0 and cfg.horizon > 0):
-            raise ValueError(
-                f"kl.target and kl.horizon must be positive, got {cfg.target} and {cfg.horizon}"
-            )
+        check_bounds(cfg, "kl")
         self.cfg = cfg
         self.coef = cfg.coef
 

@@ -157,7 +157,8 @@ def run_phase(
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
-        models.policy, models.reference, models.critic, rollouts, reward, first_epoch, coef, cfg
+        *(models.policy, models.reference, models.critic, rollouts, reward, first_epoch, coef, cfg),
+        keep_first=phase >= cfg.critic_warmup_steps,
     )
     check_experience(experience, cfg, phase + 1)
     metrics = phase_metrics(experience) | {"kl/coef": coef}

@@ -11,7 +11,7 @@ separate models with separate optimisers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from s2srm.engine.base import Engine, StepInfo, run_microbatches
 from s2srm.evidence import Seen
 from s2srm.guards import Place, check_gradient, check_step
 from s2srm.packing import Packed, Segment, pack, rows_of
-from s2srm.ppo.experience import Experience
+from s2srm.ppo.experience import Experience, KeptForward
 from s2srm.ppo.guarding import CRITIC_NUMBERS, POLICY_NUMBERS, update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
@@ -37,10 +37,14 @@ RATIO_TOLERANCE_BFLOAT16 = 1e-2
 
 @dataclass(frozen=True)
 class _Microbatch:
-    """One forward: a packed batch and the number of each of its rows in the experience."""
+    """One forward: a packed batch and the number of each of its rows in the experience.
+
+    kept: the policy's forward, if there was one already.
+    """
 
     batch: Packed
     rows: Tensor
+    kept: KeptForward | None = None
 
 
 def update(
@@ -80,6 +84,8 @@ def update(
         ]
         if policy is not None:
             is_first = first_epoch and number == 0
+            if is_first and experience.kept is not None:
+                microbatches[0] = replace(microbatches[0], kept=experience.kept)
             place = update_place("policy", cfg, phase, epoch, number + 1)
             info, ratio_error = _policy_step(
                 policy, experience, microbatches, minibatch.num_tokens, cfg, means, is_first, place
@@ -114,6 +120,7 @@ def _policy_step(
         loss, ratio = policy.train_forward(
             microbatch.batch,
             "ppo_loss",
+            hidden=None if microbatch.kept is None else microbatch.kept.take(),
             old_logprobs=experience.old_logprobs[rows],
             advantages=experience.advantages[rows],
             clip_low=cfg.clip_low,

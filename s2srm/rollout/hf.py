@@ -5,10 +5,9 @@ takes over those tensors without copying them, and `drop_weights` lets go of the
 The generation model is an ordinary transformers model without DeepSpeed's hooks, so ranks whose
 responses have different lengths never wait for each other.
 
-Sampling is greedy decoding of logits / temperature + Gumbel noise, the noise of each sequence
-from a generator of its own. That draws from softmax(logits / temperature), and a response does not
-change with the batch that it is in. Left out: top-p, top-k and every other warper (the logprobs
-of PPO would then not be those sampled from), beam search, continuous batching, a static cache.
+Tokens are drawn as sampling.py says. Where many responses of a batch have ended, the rest goes on
+in a smaller one with its rows of the cache. Left out: beam search, taking new prompts into a batch
+that has room, a static cache.
 """
 
 from __future__ import annotations
@@ -20,14 +19,25 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from s2srm.config import SamplingConfig
 from s2srm.models.trunk import own_attention
 from s2srm.rollout.base import Response
-from s2srm.rollout.manner import Manner, find_manner
-from s2srm.watchdog import pulse
+from s2srm.rollout.manner import CACHE, Manner, find_manner
+from s2srm.rollout.sampling import SeededSampling
+
+KEEP = 0.75
+"""Of a batch's rows: as many or fewer that still write are taken out of it. A smaller batch costs a
+copy of the cache, as every step does."""
 
 
 class HFRollout:
@@ -126,31 +136,70 @@ class HFRollout:
         suppress: Sequence[int],
     ) -> list[Response]:
         """Pad on the left (the only padded tensors of the trainer), generate, cut at eos_id."""
+        assert self._manner is not None
         device = next(self.model.parameters()).device
         width = max(len(p) for p in prompts)
         tokens = torch.full((len(prompts), width), eos_id)
-        attention_mask = torch.zeros_like(tokens)
+        mask = torch.zeros_like(tokens)
         for i, prompt in enumerate(prompts):
             tokens[i, width - len(prompt) :] = torch.as_tensor(prompt)
-            attention_mask[i, width - len(prompt) :] = 1
+            mask[i, width - len(prompt) :] = 1
+        tokens, mask = tokens.to(device), mask.to(device)
+        draw = SeededSampling(
+            seeds, sampling.temperature, sampling.max_new_tokens, suppress, device
+        )
+        responses: dict[int, Response] = {}
+        live = list(range(len(prompts)))
+        cache: Any = None
+        while live:
+            tokens, cache = self._continue(tokens, mask, cache, width, sampling, eos_id, draw)
+            found = [_cut(row, eos_id) for row in tokens[:, width:].tolist()]
+            at_limit = tokens.shape[1] - width == sampling.max_new_tokens
+            ended = [response.finished or at_limit for response in found]
+            responses |= {i: r for i, r, end in zip(live, found, ended, strict=True) if end}
+            kept = [row for row, end in enumerate(ended) if not end]
+            live = [live[row] for row in kept]
+            if live:
+                rows = torch.tensor(kept, device=device)
+                cache.batch_select_indices(rows)
+                draw.keep(rows)
+                tokens = tokens[rows]
+                mask = F.pad(mask[rows], (0, tokens.shape[1] - mask.shape[1]), value=1)
+        return [responses[i] for i in range(len(prompts))]
+
+    def _continue(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        cache: Any,
+        width: int,
+        sampling: SamplingConfig,
+        eos_id: int,
+        draw: SeededSampling,
+    ) -> tuple[Tensor, Any]:
+        """(tokens so far, cache) when all rows have ended, or few are left where rows can be
+        dropped. cache: of all tokens but the last; None at the start."""
+        assert self._manner is not None
         config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=width + sampling.max_new_tokens - tokens.shape[1],
             do_sample=False,
             num_beams=1,
-            use_cache=self._manner is None or self._manner.caches,
+            use_cache=self._manner.caches,
             eos_token_id=eos_id,
             pad_token_id=eos_id,
+            return_dict_in_generate=True,
         )
-        processor = GumbelNoise(seeds, sampling.temperature, eos_id, suppress, device)
-        output = cast(Any, self.model).generate(
-            tokens.to(device),
-            attention_mask=attention_mask.to(device),
+        may_drop = self._manner.drops and len(tokens) > 1
+        out = cast(Any, self.model).generate(
+            tokens,
+            attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([processor]),
+            logits_processor=LogitsProcessorList([draw]),
+            stopping_criteria=StoppingCriteriaList([FewLeft(eos_id)] if may_drop else []),
             synced_gpus=False,
+            **{CACHE: cache},
         )
-        assert isinstance(output, Tensor)
-        return [_cut(row, eos_id) for row in output[:, width:].tolist()]
+        return out.sequences, out.get(CACHE)
 
 
 @contextmanager
@@ -180,50 +229,18 @@ def _batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int
             yield group[first : first + size]
 
 
-class GumbelNoise(LogitsProcessor):
-    """logits / temperature - log(E), E ~ Exponential(1); the argmax follows softmax(logits / T).
+class FewLeft(StoppingCriteria):
+    """True for all rows once KEEP of them or less still write: those go on in a smaller batch."""
 
-    Every sequence has a generator of its own, seeded by its seed; one that has ended draws no more.
-    At temperature 0 the logits stay as they are. Suppressed ids get -inf.
-    """
-
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        temperature: float,
-        eos_id: int,
-        suppress: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.temperature = temperature
+    def __init__(self, eos_id: int) -> None:
         self.eos_id = eos_id
-        self.suppress = list(suppress)
-        self.live: list[bool] | None = None
+        self._ended: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) logits of the next token -> (B, V) float32 perturbed logits."""
-        pulse.beat()
-        scores = scores.float()
-        if self.suppress:
-            scores = scores.clone()
-            scores[:, self.suppress] = -torch.inf
-        if self.temperature == 0:
-            return scores
-        if self.live is None:
-            self.live = [True] * len(self.generators)
-        else:
-            last = input_ids[:, -1].tolist()
-            self.live = [
-                live and token != self.eos_id for live, token in zip(self.live, last, strict=True)
-            ]
-        scores = scores / self.temperature
-        for i, generator in enumerate(self.generators):
-            if self.live[i]:
-                # float64: in float32 the smallest draws of a large vocabulary are too coarse.
-                noise = torch.empty(scores.shape[1], dtype=torch.float64, device=scores.device)
-                scores[i] -= noise.exponential_(generator=generator).log_()
-        return scores
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        ends = input_ids[:, -1] == self.eos_id
+        self._ended = ends if self._ended is None else self._ended | ends
+        few = (~self._ended).sum() <= KEEP * len(ends)
+        return few.expand(len(ends))
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

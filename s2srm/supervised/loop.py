@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from s2srm import distributed
+from s2srm.balance import deal_forwards, max_over_mean
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import DataConfig, SupervisedConfig
-from s2srm.data.order import global_batches, num_steps, shard
+from s2srm.data.order import global_batches, num_steps
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, build_engine, map_microbatches, run_microbatches
 from s2srm.engine.build import engine_kind
@@ -36,7 +37,7 @@ from s2srm.metrics import RunLogger
 from s2srm.models.load import load_config, load_tokenizer
 from s2srm.models.positions import position_limit
 from s2srm.outputs import writing
-from s2srm.packing import Packed, Segment, pack, split_by_budget
+from s2srm.packing import Packed, Segment, pack
 from s2srm.runs import RunResult, finish_run
 from s2srm.watchdog import pulse
 
@@ -143,7 +144,6 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
     if data.start.finished is not None:
         return data.start.finished
     output = data.start.output
-    rank, world = distributed.rank(), distributed.world_size()
     total = num_steps(len(data.train), cfg.batch_size, cfg.epochs, cfg.max_steps)
     batches = global_batches(len(data.train), cfg.batch_size, cfg.seed, cfg.epochs, cfg.max_steps)
     torch.manual_seed(cfg.seed)
@@ -158,10 +158,10 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
             place = _place(cfg, task, 0, num_updates=0)
             log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens, place))
         for step, indices in itertools.islice(enumerate(batches, start=1), done, None):
-            mine = [data.train[i] for i in shard(indices, rank, world)]
+            rows = [data.train[i] for i in indices]
             place = _place(cfg, task, step, num_updates=step - 1)
             pulse.phase(place.where)
-            row = train_step(engine, task, mine, cfg.microbatch_tokens, place)
+            row = train_step(engine, task, rows, cfg.microbatch_tokens, place)
             tokens = int(row.pop("tokens"))
             is_due = step == total or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
             if data.dev and is_due:
@@ -191,14 +191,15 @@ def _place(cfg: SupervisedConfig, task: Task[Any], step: int, num_updates: int) 
 def train_step(
     engine: Engine, task: Task[Row], rows: Sequence[Row], budget: int, place: Place
 ) -> dict[str, float]:
-    """One optimiser step on this rank's rows (none is allowed); metrics are over all ranks.
+    """One optimiser step on a global batch of rows, of which every rank takes a share.
 
+    balance/tokens_max_over_mean: tokens of the rank that has most over the mean of the ranks.
     TrainingDiverged if loss or gradient is not finite.
     """
     units = [unit for row in rows for unit in task.units(row)]
-    local = torch.tensor([task.weight(units)], dtype=torch.float64, device=engine.device)
-    weight = float(distributed.sum_over_ranks(local))
-    parts: list[Stats] = [{"tokens": sum(unit.num_tokens for unit in units)}]
+    weight = task.weight(units)
+    mine, imbalance = microbatches(units, budget, engine.device)
+    parts: list[Stats] = []
     seen: list[Seen] = []
 
     def loss_fn(microbatch: Microbatch) -> Tensor:
@@ -207,7 +208,7 @@ def train_step(
         seen.append(Seen(microbatch.batch, {"loss": loss.detach()}))
         return loss
 
-    run_microbatches(engine, microbatches(units, budget, engine.device), loss_fn)
+    run_microbatches(engine, mine, loss_fn)
     sums = add_up(parts, engine.device)
     check_loss(seen, sums["loss"], place)
     info = engine.step()
@@ -217,7 +218,8 @@ def train_step(
         "loss": sums["loss"],
         "grad_norm": info.grad_norm,
         "lr": info.lr,
-        "tokens": sums["tokens"],
+        "tokens": sum(unit.num_tokens for unit in units),
+        "balance/tokens_max_over_mean": imbalance,
     }
 
 
@@ -229,26 +231,35 @@ def evaluate(
     TrainingDiverged if their loss is not finite.
     """
     pulse.phase(f"{place.where}, evaluation")
-    mine = rows[distributed.rank() :: distributed.world_size()]
-    units = [unit for row in mine for unit in task.dev_units(row)]
-    batches = microbatches(units, budget, engine.device)
-    parts = map_microbatches(engine, batches, lambda microbatch: task.score(engine, microbatch))
+    units = [unit for row in rows for unit in task.dev_units(row)]
+    mine, _ = microbatches(units, budget, engine.device)
+    parts = map_microbatches(engine, mine, lambda microbatch: task.score(engine, microbatch))
     found = task.metrics(add_up(parts, engine.device))
     if not math.isfinite(found["loss"]):
         bad = {
             number: Seen(microbatch.batch)
-            for number, (microbatch, part) in enumerate(zip(batches, parts, strict=True), start=1)
+            for number, (microbatch, part) in enumerate(zip(mine, parts, strict=True), start=1)
             if not all(math.isfinite(float(value)) for value in part.values())
         }
-        stop(place, "loss on eval_data", found["loss"], "eval/loss", bad, len(batches))
-    found |= task.probe(engine, mine)
+        stop(place, "loss on eval_data", found["loss"], "eval/loss", bad, len(mine))
+    found |= task.probe(engine, rows[distributed.rank() :: distributed.world_size()])
     return {f"eval/{name}": value for name, value in found.items()}
 
 
-def microbatches(units: Sequence[Unit], budget: int, device: torch.device) -> list[Microbatch]:
-    """Pack units into micro-batches of at most `budget` tokens (a longer unit gets its own)."""
-    bins = split_by_budget([unit.num_tokens for unit in units], budget)
-    return [_microbatch([units[i] for i in chosen], device) for chosen in bins]
+def microbatches(
+    units: Sequence[Unit], budget: int, device: torch.device
+) -> tuple[list[Microbatch], float]:
+    """Deal all ranks' units to the ranks by tokens (`s2srm.balance`).
+
+    Returns:
+        (this rank's share, packed into micro-batches of at most `budget` tokens or a longer unit;
+        tokens of the rank that has most over the mean).
+    """
+    lengths = [unit.num_tokens for unit in units]
+    plan = deal_forwards(lengths, distributed.world_size(), budget)
+    loads = [sum(lengths[i] for group in groups for i in group) for groups in plan]
+    mine = [_microbatch([units[i] for i in group], device) for group in plan[distributed.rank()]]
+    return mine, max_over_mean(loads)
 
 
 def add_up(parts: Iterable[Stats], device: torch.device) -> dict[str, float]:

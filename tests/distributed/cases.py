@@ -135,11 +135,7 @@ def _several_engines(data: Path, out: Path) -> None:
 
     def policy_loss(batch: Packed) -> torch.Tensor:
         result = policy.train_forward(batch, "logprobs", temperature=0.7)
-        return (0.01 * result.entropy - result.logprobs).sum() / count
-
-    def policy_dummy(batch: Packed) -> torch.Tensor:
-        result = policy.train_forward(batch, "logprobs")
-        return result.entropy + result.logprobs
+        return -result.logprobs.sum() / count
 
     def ppo_loss(batch: Packed) -> torch.Tensor:
         old = torch.full((batch.targets.numel(),), -4.0, device=policy.device)
@@ -170,7 +166,7 @@ def _several_engines(data: Path, out: Path) -> None:
         if step == 3:
             loss = run_microbatches(policy, batches, ppo_loss)
         else:
-            loss = run_microbatches(policy, batches, policy_loss, policy_dummy)
+            loss = run_microbatches(policy, batches, policy_loss)
         found["policy"].append(total([loss]))
         with policy.gathered():
             whole = [p.detach().clone() for p in policy.module.parameters()]

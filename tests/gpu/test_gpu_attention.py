@@ -47,7 +47,7 @@ def outputs(function, tensors, arguments):
 
 
 def error(found, right):
-    return float((found.double() - right).norm() / right.norm())
+    return float((found.detach().double() - right.detach()).norm() / right.detach().norm())
 
 
 def functions(name, device):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from s2srm.data.order import global_batches, num_steps, shard
+from s2srm.data.order import global_batches, num_steps
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(1, 1), (10, 3), (12, 4), (5, 8), (100, 7)])
@@ -43,15 +43,6 @@ def test_max_steps_decides_alone() -> None:
     assert [len(b) for b in batches] == [2, 1, 2, 1, 2]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shards_make_up_the_batch(world: int) -> None:
-    batch = [4, 9, 2, 0, 7]
-    parts = [shard(batch, rank, world) for rank in range(world)]
-    assert sorted(itertools.chain(*parts)) == sorted(batch)
-    assert parts[0][0] == 4
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -68,9 +59,3 @@ def test_bad_counts(arguments: tuple, message: str) -> None:
     rows, batch, *rest = arguments
     with pytest.raises(ValueError, match=message):
         global_batches(rows, batch, 0, *rest)
-
-
-@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0)])
-def test_bad_rank(rank: int, world: int) -> None:
-    with pytest.raises(ValueError, match=f"got {rank}"):
-        shard([1], rank, world)

@@ -149,8 +149,13 @@ def test_packed_sdpa_comes_before_one_by_one(
 def test_engine_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_kind(EngineConfig()) == "torch"
     assert engine_kind(EngineConfig(kind="deepspeed")) == "deepspeed"
-    with pytest.raises(UserError, match=r"engine\.offload cpu needs zero_stage 3, got 2"):
-        engine_kind(EngineConfig(kind="deepspeed", zero_stage=2, offload="cpu"))
+    assert engine_kind(EngineConfig(offload="cpu")) == "deepspeed"
+    assert engine_kind(EngineConfig(offload="idle")) == "torch"
+    for kind, stage in (("deepspeed", 2), ("torch", 3)):
+        with pytest.raises(
+            UserError, match=rf"engine\.offload cpu needs .* got {kind} and {stage}"
+        ):
+            engine_kind(EngineConfig(kind, stage, "cpu"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert engine_kind(EngineConfig()) == "deepspeed"
     with pytest.raises(UserError, match="torchrun started 2"):

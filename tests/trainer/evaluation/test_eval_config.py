@@ -29,7 +29,7 @@ def test_a_good_one_passes():
         ({"ood_data": DataConfig(path="x/y")}, "ood_data"),
         ({"reward_model": ModelConfig(path="/no/rm")}, r"reward_model\.path"),
         ({"temperatures": []}, "temperatures is empty"),
-        ({"temperatures": [-1.0]}, "temperatures must be at least 0"),
+        ({"temperatures": [-1.0]}, r"temperatures\[0\] must be at least 0"),
         ({"num_prompts": 1}, "num_prompts"),
         ({"num_samples": 0}, "num_samples"),
         ({"num_resamples": 10}, "num_resamples"),

@@ -267,6 +267,31 @@ def test_point_05_first_ratio_is_one_per_token(name, budget):
     assert found["ppo/first_ratio_error"] <= 1e-5
 
 
+@pytest.mark.parametrize("budget", [16, 4096])
+def test_point_05_the_first_forward_is_kept_and_changes_no_bit(budget):
+    found, forwards = [], []
+    for keep_first in (False, True):
+        cfg = config(microbatch_tokens=budget)
+        policy, reference, critic = engines()
+        trunk = policy.module.lm.base_model
+        count = []
+        trunk.register_forward_hook(lambda *_, count=count: count.append(1))
+        plan = ppo.epoch_plan(ROLLOUTS, 0, 0, cfg)
+        reward = PayTokens()(ROLLOUTS.prompts, ROLLOUTS.responses)
+        given = (policy, reference, critic, ROLLOUTS, reward, plan, 0.1, cfg)
+        experience = collect_experience(*given, keep_first=keep_first)
+        assert (experience.kept is not None) == keep_first
+        means = TokenMeans(policy.device)
+        metrics = update(policy, critic, experience, plan, cfg, means, first_epoch=True)
+        assert metrics["ppo/first_ratio_error"] <= 1e-5
+        found.append((experience.old_logprobs, *policy.module.parameters()))
+        forwards.append(len(count))
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+    assert forwards[1] == forwards[0] - 1
+    with pytest.raises(AssertionError, match="taken before"):
+        experience.kept.take()
+
+
 @pytest.mark.parametrize("shift", [1e-4, -1e-4])
 def test_point_05_another_ratio_stops_the_run_before_the_step(shift):
     cfg = config()

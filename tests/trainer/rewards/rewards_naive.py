@@ -1,8 +1,8 @@
 """Token rewards as the paper's figure tells them, with an RM that really generates.
 
 Slow on purpose: the RM writes its correction with `generate`, the response is paid until it
-diverges from it, and from there on the response is fed to the RM token by token, each time with a
-`generate` of one token.
+diverges from it, and from there on the response is fed to the RM token by token, each time in a
+forward of its own over the whole unpacked sequence (`generate` of one token is that and much more).
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ def greedy(model: PreTrainedModel, tokens: list[int], max_new_tokens: int, eos: 
     return output[0, len(tokens) :].tolist()
 
 
+def next_token(model: PreTrainedModel, tokens: list[int]) -> int:
+    """The first token of what it writes after `tokens`."""
+    with torch.no_grad():
+        return int(model(torch.tensor([tokens])).logits[0, -1].argmax())
+
+
 def naive_token_rewards(
     model: PreTrainedModel, template: Template, prompt: list[int], response: Response
 ) -> tuple[list[float], int, list[int]]:
@@ -40,6 +46,6 @@ def naive_token_rewards(
                 continue
             divergence = t
         fed = [*given, *response.tokens[:t]]
-        agrees = greedy(model, fed, 1, template.eos_id) == [token]
+        agrees = next_token(model, fed) == token
         rewards.append(0.0 if agrees else -1.0)
     return rewards, divergence, correction

@@ -15,7 +15,7 @@ from transformers import (
 
 from s2srm.config import SamplingConfig
 from s2srm.rollout.base import sampling_seed
-from s2srm.rollout.hf import GumbelNoise, HFRollout, named_tensors
+from s2srm.rollout.hf import HFRollout, named_tensors
 
 VOCAB, EOS = 23, 2
 
@@ -225,16 +225,23 @@ def test_wrong_weights_are_named():
         engine.update_weights({**tensors, "lm_head.weight": torch.zeros(3, 16)}.items())
 
 
-def test_sequence_that_ended_draws_no_more_noise():
-    noise = GumbelNoise([1, 2], 1.0, EOS, (), torch.device("cpu"))
-    scores = torch.zeros(2, VOCAB)
-    noise(torch.tensor([[5], [5]]), scores)
-    states = [g.get_state() for g in noise.generators]
-    out = noise(torch.tensor([[5, EOS], [5, 6]]), scores)
-    assert torch.equal(noise.generators[0].get_state(), states[0])
-    assert not torch.equal(noise.generators[1].get_state(), states[1])
-    assert torch.equal(out[0], scores[0])
-    assert torch.equal(scores, torch.zeros(2, VOCAB)), "the caller's logits must stay"
+def test_rows_that_have_ended_leave_the_batch(monkeypatch):
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # uniform: EOS comes with probability 1/23 a token
+    cfg = SamplingConfig(max_new_tokens=30, batch_size=16)
+    engine = HFRollout(model)
+    sizes: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    prompts = [[5] * (1 + i % 3) for i in range(16)]
+    responses = engine.generate(prompts, list(range(16)), cfg, EOS)
+    hook.remove()
+    steps = sizes[-max(len(r.tokens) for r in responses) :]
+    assert steps[0] == 16 and steps[-1] <= 12 and steps == sorted(steps, reverse=True)
+    monkeypatch.setattr("s2srm.rollout.hf.KEEP", -1.0)
+    assert engine.generate(prompts, list(range(16)), cfg, EOS) == responses
 
 
 def test_sampling_seeds_are_distinct_and_stable():

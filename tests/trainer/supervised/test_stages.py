@@ -300,12 +300,24 @@ def test_units_stay_together_and_kinds_follow_the_rows() -> None:
         Unit((Segment([1, 2, 3], 1), Segment([4, 5], 1)), 7),
         Unit((Segment([6, 7, 8, 9, 10, 11], 4),), 8),
     ]
-    found = microbatches(units, 6, torch.device("cpu"))
-    assert [m.batch.tokens.tolist() for m in found] == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert [m.row_kinds.tolist() for m in found] == [[7, 7, 7], [8, 8]]
-    (together,) = microbatches(units, 100, torch.device("cpu"))
+    found, _ = microbatches(units, 6, torch.device("cpu"))
+    assert [m.batch.tokens.tolist() for m in found] == [[6, 7, 8, 9, 10, 11], [1, 2, 3, 4, 5]]
+    assert [m.row_kinds.tolist() for m in found] == [[8, 8], [7, 7, 7]]
+    (together,), _ = microbatches(units, 100, torch.device("cpu"))
     assert together.row_kinds.tolist() == [7, 7, 7, 8, 8]
-    assert microbatches([], 100, torch.device("cpu")) == []
+    assert microbatches([], 100, torch.device("cpu")) == ([], 1.0)
+
+
+def test_ranks_get_units_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [Unit((Segment([i] * length, 1),)) for i, length in enumerate([9, 8, 3, 2, 2])]
+    monkeypatch.setattr("s2srm.distributed.world_size", lambda: 2)
+    shares: list[list[int]] = []
+    for rank in range(2):
+        monkeypatch.setattr("s2srm.distributed.rank", lambda rank=rank: rank)
+        (mine,), imbalance = microbatches(units, 100, torch.device("cpu"))
+        assert imbalance == 1.0
+        shares.append(mine.batch.tokens.unique().tolist())
+    assert shares == [[0, 2], [1, 3, 4]]
 
 
 def test_add_up_takes_names_that_not_every_part_has() -> None:
