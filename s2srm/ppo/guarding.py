@@ -5,12 +5,14 @@ k3 is not looked at: it is logged only, and overflows where the gap to the refer
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from s2srm.config import PPOConfig
 from s2srm.guards import Place, Rows, check_rows
-from s2srm.ppo.experience import Experience
 from s2srm.rewards.base import RewardBatch
+
+if TYPE_CHECKING:
+    from s2srm.ppo.experience import Experience
 
 LOSSES = {"policy": "ppo/policy_loss", "critic": "ppo/value_loss"}
 
