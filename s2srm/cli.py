@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from s2srm import __version__, launcher
 from s2srm.commands import stages
 from s2srm.commands.libraries import set_up_logging
-from s2srm.commands.parsing import nearest
 from s2srm.commands.stages import STAGES
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean
+from s2srm.watchdog import pulse
 
 COMMANDS: dict[str, str] = {
     "demo": "the whole pipeline on a generated miniature world, on a CPU, in minutes",
@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "correct": "show an RM's correction of one response, with the reward of every token",
     "eval": "compare policies: gold score or reward, win rates, refusals, length",
     "report": "write one self-contained HTML page about runs",
+    "plan": "memory of each rank, time of a step and what fits, before hardware is rented",
     "doctor": "versions, devices, and which backend each operation will use",
 }
 _OTHER_RANKS_WAIT_SECONDS = 5.0
@@ -65,22 +66,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        return _fail(f"{error.filename or 'writing'}: {error.strerror}")
+        return _fail(f"{error.filename or 'writing'}: {error.strerror}{_whereabouts()}")
     except KeyboardInterrupt:
         print("s2srm: interrupted", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise
-        return _fail(f"out of memory: {str(error) or 'on the CPU'}; {_LESS_MEMORY}")
+        why = str(error) or "on the CPU"
+        return _fail(f"out of memory{_whereabouts()}: {why}; {_LESS_MEMORY}")
     return 0
+
+
+def _whereabouts() -> str:
+    """` on rank 1 in: PPO phase 3, rollout`, as far as there are ranks and a phase."""
+    world, phase = os.environ.get("WORLD_SIZE", "1"), pulse.last_phase()
+    rank = f" on rank {os.environ.get('RANK', '0')}" if world != "1" else ""
+    return rank + (f" in: {phase}" if phase else "")
 
 
 def _fail(message: str) -> int:
     """Print one line; rank 0 first."""
-    line = f"s2srm: error: {' '.join(message.split())}"
-    if int(os.environ.get("RANK", "0")) > 0:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
         time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+        if "rank" not in message:
+            message = f"rank {rank}: {message}"
+    line = f"s2srm: error: {' '.join(message.split())}"
     print(line, file=sys.stderr, flush=True)
     if launcher.is_launched():
         launcher.leave_last_word(line)
@@ -103,7 +115,7 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"s2srm {__version__}")
         return
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}")
+        raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS, cutoff=0.5)}")
     set_up_logging()
     if name in STAGES:
         stages.run_stage(name, rest)

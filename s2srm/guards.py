@@ -8,8 +8,9 @@ cause, and loss scaling, because nothing is trained in float16.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 
 from s2srm import distributed
 from s2srm.engine.base import Engine, StepInfo
-from s2srm.errors import TrainingDiverged
+from s2srm.errors import TrainingDiverged, UserError
+from s2srm.evidence import Seen, save_evidence
 from s2srm.packing import Segment, pack
 
 UNSAVED = "the model is not saved"
@@ -34,6 +36,7 @@ class Place:
     step                   as in metrics.jsonl
     remedy                 what to change, as "lower optim.lr (0.1)"
     loss_name, norm_name   of the loss and of the gradient's norm in metrics.jsonl
+    run                    the run's folder, for the batches of a rank that has bad numbers
     """
 
     where: str
@@ -41,56 +44,139 @@ class Place:
     remedy: str
     loss_name: str = "loss"
     norm_name: str = "grad_norm"
-
-    def stop(self, what: str, value: float, metric: str, ranks: str = "") -> NoReturn:
-        """Raise TrainingDiverged."""
-        raise TrainingDiverged(
-            f"{self.where}: the {what} is {value}{ranks}; {self.remedy}; {UNSAVED}",
-            self.step,
-            {metric: value},
-        )
+    run: Path | None = None
 
 
-def check_loss(local: Tensor, total: float, place: Place) -> None:
-    """Before the optimiser's step. local: this rank's loss; total: the sum over all ranks."""
+def stop(
+    place: Place,
+    what: str,
+    value: float,
+    metric: str,
+    bad: Mapping[int, Seen] | None = None,
+    num_microbatches: int = 0,
+) -> NoReturn:
+    """Save what is bad and raise TrainingDiverged. All ranks call it.
+
+    bad: this rank's part in it, by number of micro-batch from 1; empty where it has none, None
+    where nobody can tell.
+    """
+    facts = {"where": place.where, "cause": f"the {what} is {value}", "remedy": place.remedy}
+    place_of_rank, saved = "", None
+    if bad and place.run is not None:
+        try:
+            path = save_evidence(place.run, place.step, bad, num_microbatches, facts)
+            saved = f"its batch is in {path}"
+        except UserError as error:
+            saved = f"its batch could not be saved: {error}"
+    if bad is not None:
+        place_of_rank, saved = _found(bad, num_microbatches, saved)
+    batch = f"; {saved}" if saved else ""
+    raise TrainingDiverged(
+        f"{place.where}: the {what} is {value}{place_of_rank}; {place.remedy}{batch}; {UNSAVED}",
+        place.step,
+        {metric: value},
+    )
+
+
+def _found(
+    bad: Mapping[int, Seen], num_microbatches: int, saved: str | None
+) -> tuple[str, str | None]:
+    """(` on rank 1, micro-batch 2 of 3`, what the first such rank has saved)."""
+    number = next(iter(bad), 0) if num_microbatches > 1 and len(bad) == 1 else 0
+    mine = (number, num_microbatches, saved) if bad else None
+    everyone = distributed.gather_objects(mine)
+    ranks = [rank for rank, found in enumerate(everyone) if found is not None]
+    if not ranks:
+        return "", None
+    text = ""
+    if len(everyone) > 1:
+        text = f" on rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    number, count, saved = everyone[ranks[0]]
+    if number and len(ranks) == 1:
+        text += f"{',' if text else ' in'} micro-batch {number} of {count}"
+    return text, saved
+
+
+def check_loss(seen: Sequence[Seen], total: float, place: Place) -> None:
+    """Before the optimiser's step. total: the loss over all ranks; seen: this rank's part of it,
+    with a number "loss" each."""
     if not math.isfinite(total):
-        is_bad = not math.isfinite(float(local))
-        place.stop("loss", total, place.loss_name, _ranks(is_bad))
+        stop(place, "loss", total, place.loss_name, _bad_of("loss", seen), len(seen))
 
 
-def check_local_loss(local: Tensor, place: Place) -> None:
-    """`check_loss` where the sum over the ranks is not known yet."""
-    check_loss(local, float(distributed.sum_over_ranks(local)), place)
+def check_step(
+    seen: Sequence[Seen], numbers: Mapping[str, str], place: Place, device: torch.device
+) -> None:
+    """Before the optimiser's step, where no sum over the ranks is known yet: one for all numbers.
+
+    numbers: those of `seen`, with their names in metrics.jsonl; the first that is not finite is
+    named.
+    """
+    local = torch.zeros(len(numbers), dtype=torch.float64, device=device)
+    for microbatch in seen:
+        local += torch.stack([microbatch.numbers[what].detach().double() for what in numbers])
+    totals = distributed.sum_over_ranks(local).tolist()
+    for (what, metric), total in zip(numbers.items(), totals, strict=True):
+        if not math.isfinite(total):
+            stop(place, what, total, metric, _bad_of(what, seen), len(seen))
 
 
-def check_gradient(info: StepInfo, place: Place) -> None:
+def _bad_of(what: str, seen: Sequence[Seen]) -> dict[int, Seen]:
+    return {
+        number: microbatch
+        for number, microbatch in enumerate(seen, start=1)
+        if not math.isfinite(float(microbatch.numbers[what]))
+    }
+
+
+def check_gradient(info: StepInfo, place: Place, seen: Sequence[Seen] = ()) -> None:
     """After the step, which is where an engine knows the norm over all ranks.
 
-    The torch engine has left the weights alone then; DeepSpeed's have been updated.
+    The torch engine has left the weights alone then; DeepSpeed's have been updated, and are not
+    saved. Whose gradient it is cannot be told from the norm: every rank keeps what it has `seen`.
     """
     if not math.isfinite(info.grad_norm):
-        place.stop("norm of the gradient", info.grad_norm, place.norm_name)
+        everything = dict(enumerate(seen, start=1))
+        what = "norm of the gradient"
+        stop(place, what, info.grad_norm, place.norm_name, everything, len(seen))
 
 
 class Rows(NamedTuple):
-    """This rank's numbers of one kind, perhaps none, with their name in metrics.jsonl."""
+    """This rank's numbers of one kind, perhaps none, with their name in metrics.jsonl.
+
+    offsets  numbers of response i are values[offsets[i]:offsets[i + 1]]; None: one for each
+    """
 
     what: str
     values: Tensor
     metric: str
     place: Place
+    offsets: Tensor | None = None
 
 
-def check_rows(columns: Sequence[Rows]) -> None:
+def check_rows(columns: Sequence[Rows], responses: Sequence[Segment] = ()) -> None:
     """One sum over the ranks for all columns; the first that has a number that is not finite is
-    named, so causes go before what follows from them."""
+    named, so causes go before what follows from them, and its `responses` are kept."""
     bad = torch.stack([(~column.values.isfinite()).sum() for column in columns])
     counts = distributed.sum_over_ranks(bad).tolist()
     for count, column in zip(counts, columns, strict=True):
         if count:
             mine = column.values[~column.values.isfinite()].tolist()[:1]
             first = next(value for found in distributed.gather_objects(mine) for value in found)
-            column.place.stop(column.what, first, column.metric, _ranks(bool(mine)))
+            kept = _bad_responses(column, responses)
+            stop(column.place, column.what, first, column.metric, kept, len(kept))
+
+
+def _bad_responses(column: Rows, responses: Sequence[Segment]) -> dict[int, Seen]:
+    """The responses that hold the column's bad numbers, as one micro-batch."""
+    is_bad = ~column.values.isfinite()
+    spans = range(len(responses) + 1) if column.offsets is None else column.offsets.tolist()
+    chosen = [i for i in range(len(responses)) if is_bad[spans[i] : spans[i + 1]].any()]
+    if not chosen:
+        return {}
+    values = [column.values[spans[i] : spans[i + 1]] for i in chosen]
+    rows = {} if column.offsets is None else {"values": torch.cat(values)}
+    return {1: Seen(pack([responses[i] for i in chosen]), rows=rows)}
 
 
 def check_trained(engine: Engine, place: Place) -> None:
@@ -114,12 +200,3 @@ def check_trained(engine: Engine, place: Place) -> None:
             place.step,
             {place.loss_name: math.nan},
         )
-
-
-def _ranks(is_bad: bool) -> str:
-    """` on rank 1` where there are several. All ranks must call it."""
-    flags = distributed.gather_objects(is_bad)
-    if len(flags) == 1:
-        return ""
-    named = [str(rank) for rank, flag in enumerate(flags) if flag]
-    return f" on rank{'s' if len(named) > 1 else ''} {', '.join(named)}"

@@ -36,7 +36,16 @@ from s2srm.runs import (
 
 logger = logging.getLogger(__name__)
 
-_BEFORE_THE_FIRST_CHECKPOINT = {MARKER, CONFIG, *HISTORY, "best", "checkpoints", "stacks", "wandb"}
+_BEFORE_THE_FIRST_CHECKPOINT = {
+    MARKER,
+    CONFIG,
+    *HISTORY,
+    "best",
+    "checkpoints",
+    "diverged",
+    "stacks",
+    "wandb",
+}
 """What a run leaves that was killed before it saved anything."""
 
 

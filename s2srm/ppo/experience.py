@@ -16,7 +16,6 @@ from torch import Tensor
 
 from s2srm.config import PPOConfig
 from s2srm.engine import Engine
-from s2srm.packing import rows_of
 from s2srm.ppo.kl import k1, k3
 from s2srm.ppo.minibatches import Minibatch, Rollouts
 from s2srm.ppo.scoring import Forwards
@@ -35,7 +34,7 @@ class Experience:
     values        (N,) of the critic before every token
     advantages    (N,) whitened if asked for
     returns       (N,) advantages before whitening + values: what the critic learns
-    own_rows      int64: which of the N this rank has worked out
+    own           numbers of the responses that this rank has scored
     kept          the policy's forward over the first micro-batch, if it was kept
     """
 
@@ -48,7 +47,7 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
-    own_rows: Tensor
+    own: list[int]
     kept: KeptForward | None = None
 
 
@@ -110,7 +109,7 @@ def collect_experience(
         values=values,
         advantages=whiten(advantages) if cfg.whiten_advantages else advantages,
         returns=returns,
-        own_rows=rows_of(reward.cu_rows, forwards.shares.mine).to(policy.device),
+        own=forwards.shares.mine,
         kept=kept[0] if kept else None,
     )
 

@@ -28,7 +28,8 @@ def score(model: RewardModel, rollouts: Rollouts, cfg: PPOConfig, phase: int) ->
     lengths = [model.num_tokens(*pair) for pair in zip(prompts, responses, strict=True)]
     shares = Shares(deal(lengths, distributed.world_size()), responses)
     local = model([prompts[i] for i in shares.mine], [responses[i] for i in shares.mine])
-    check_reward(local, cfg, phase)
+    segments = rollouts.segments()
+    check_reward(local, [segments[i] for i in shares.mine], cfg, phase)
     return gather_reward(shares, local, responses)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from s2srm import distributed
 from s2srm.config import PPOConfig
 from s2srm.engine.base import Engine, StepInfo, run_microbatches
-from s2srm.guards import Place, check_gradient, check_local_loss
+from s2srm.evidence import Seen
+from s2srm.guards import Place, check_gradient, check_step
 from s2srm.packing import Packed, Segment, pack, rows_of
 from s2srm.ppo.experience import Experience, KeptForward
-from s2srm.ppo.guarding import update_place
+from s2srm.ppo.guarding import CRITIC_NUMBERS, POLICY_NUMBERS, update_place
 from s2srm.ppo.metrics import TokenMeans
 from s2srm.ppo.minibatches import Minibatch
 from s2srm.ppo.values import value_loss
@@ -112,6 +113,7 @@ def _policy_step(
 ) -> tuple[StepInfo, float]:
     """Gradients of the minibatch, the ratio's check, the optimiser's step."""
     deviations: list[Tensor] = []
+    seen: list[Seen] = []
 
     def loss_fn(microbatch: _Microbatch) -> Tensor:
         rows = microbatch.rows
@@ -138,17 +140,21 @@ def _policy_step(
         means.largest("ppo/ratio_max", ratio.ratio_max)
         # Without a reference k3 is mean(rho^-1 - 1 + log rho), half the mean square of log rho.
         deviations.extend([(ratio.ratio_max - 1).abs(), (2 * ratio.k3.clamp_min(0)).sqrt()])
+        numbers = {"loss": loss.detach(), "ratio": ratio.ratio_max, "KL": ratio.k3}
+        learned = {"old_logprobs": experience.old_logprobs, "advantages": experience.advantages}
+        seen.append(Seen(microbatch.batch, numbers, {k: v[rows] for k, v in learned.items()}))
         return loss
 
     pulse.phase(place.where)
-    check_local_loss(run_microbatches(policy, microbatches, loss_fn), place)
+    run_microbatches(policy, microbatches, loss_fn)
+    check_step(seen, POLICY_NUMBERS, place, policy.device)
     error = 0.0
     if is_first:
         largest = float(torch.stack(deviations).max()) if deviations else 0.0
         error = max(distributed.gather_objects(largest))
         check_first_ratio(error, next(policy.module.parameters()).dtype)
     info = policy.step()
-    check_gradient(info, place)
+    check_gradient(info, place, seen)
     return info, error
 
 
@@ -162,6 +168,7 @@ def _critic_step(
     place: Place,
 ) -> StepInfo:
     """Gradients of the value loss over the minibatch, and the optimiser's step."""
+    seen: list[Seen] = []
 
     def loss_fn(microbatch: _Microbatch) -> Tensor:
         rows = microbatch.rows
@@ -175,12 +182,16 @@ def _critic_step(
         )
         count = rows.numel()
         means.add("ppo/value_loss", loss.detach() * num_tokens / count, count)
+        learned = {"old_values": experience.values, "returns": experience.returns}
+        rows_seen = {name: values[rows] for name, values in learned.items()}
+        seen.append(Seen(microbatch.batch, {"loss": loss.detach()}, rows_seen))
         return cfg.vf_coef * loss
 
     pulse.phase(place.where)
-    check_local_loss(run_microbatches(critic, microbatches, loss_fn), place)
+    run_microbatches(critic, microbatches, loss_fn)
+    check_step(seen, CRITIC_NUMBERS, place, critic.device)
     info = critic.step()
-    check_gradient(info, place)
+    check_gradient(info, place, seen)
     return info
 
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -31,7 +32,8 @@ from s2srm.data.order import global_batches, num_steps
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, build_engine, map_microbatches, run_microbatches
 from s2srm.engine.build import engine_kind
-from s2srm.guards import Place, check_gradient, check_loss, check_trained
+from s2srm.evidence import Seen
+from s2srm.guards import Place, check_gradient, check_loss, check_trained, stop
 from s2srm.metrics import RunLogger
 from s2srm.models.load import load_config, load_tokenizer
 from s2srm.models.positions import position_limit
@@ -192,7 +194,7 @@ def _place(cfg: SupervisedConfig, task: Task[Any], step: int, num_updates: int) 
         remedy = f"no update has done it: look at {cfg.model.path} in {cfg.model.precision}"
     else:
         remedy = f"lower optim.lr ({cfg.optim.lr:g}) or raise optim.warmup_steps"
-    return Place(f"{task.title} step {step}", step, remedy)
+    return Place(f"{task.title} step {step}", step, remedy, run=Path(cfg.output))
 
 
 def train_step(
@@ -207,17 +209,19 @@ def train_step(
     weight = task.weight(units)
     mine, imbalance = microbatches(units, budget, engine.device)
     parts: list[Stats] = []
+    seen: list[Seen] = []
 
     def loss_fn(microbatch: Microbatch) -> Tensor:
         loss, stats = task.loss(engine.train_forward, microbatch, weight)
         parts.append({**stats, "loss": loss.detach()})
+        seen.append(Seen(microbatch.batch, {"loss": loss.detach()}))
         return loss
 
-    loss = run_microbatches(engine, mine, loss_fn)
+    run_microbatches(engine, mine, loss_fn)
     sums = add_up(parts, engine.device)
-    check_loss(loss, sums["loss"], place)
+    check_loss(seen, sums["loss"], place)
     info = engine.step()
-    check_gradient(info, place)
+    check_gradient(info, place, seen)
     return {
         **task.metrics(sums),
         "loss": sums["loss"],
@@ -241,7 +245,12 @@ def evaluate(
     parts = map_microbatches(engine, mine, lambda microbatch: task.score(engine, microbatch))
     found = task.metrics(add_up(parts, engine.device))
     if not math.isfinite(found["loss"]):
-        place.stop("loss on eval_data", found["loss"], "eval/loss")
+        bad = {
+            number: Seen(microbatch.batch)
+            for number, (microbatch, part) in enumerate(zip(mine, parts, strict=True), start=1)
+            if not all(math.isfinite(float(value)) for value in part.values())
+        }
+        stop(place, "loss on eval_data", found["loss"], "eval/loss", bad, len(mine))
     found |= task.probe(engine, rows[distributed.rank() :: distributed.world_size()])
     return {f"eval/{name}": value for name, value in found.items()}
 

@@ -4,7 +4,7 @@
     collective()    the same, on the way into one of the trainer's own collectives
     phase("...")    the same, and what comes next
 
-Without a guardian they do nothing. Left out: beats from other threads than the main one.
+Without a guardian they count nothing. Left out: beats from other threads than the main one.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Page:
 
 
 _page: Page | None = None
+_phase = ""
 
 
 def attach(page: Page | None) -> None:
@@ -115,8 +116,15 @@ def collective() -> None:
 
 def phase(text: str) -> None:
     """What is done from here on, as "PPO phase 3, rollout"."""
+    global _phase
+    _phase = text
     if _page is not None:
         _page.say(text)
+
+
+def last_phase() -> str:
+    """What is done now, or was when the run ended; empty before a run."""
+    return _phase
 
 
 def settle() -> None:

@@ -106,7 +106,7 @@ class Watch:
         else:
             line = " ".join(str(failure).split())
             if not isinstance(failure, UserError):
-                line = f"{type(failure).__name__} in: {self._page.read().text}: {line}"
+                line = f"{type(failure).__name__} in: {pulse.last_phase()}: {line}"
             self._page.say(line, State.FAILED)
         self._page.close()
         assert self._guardian.stdin is not None

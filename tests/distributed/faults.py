@@ -105,20 +105,20 @@ def _out_of_memory() -> None:
 
 def _nan() -> None:
     """The next loss of this rank is not finite."""
-    from s2srm.engine import base
     from s2srm.ppo import update
-    from s2srm.supervised import loop
+    from s2srm.supervised.rm import RMTask
 
-    run, is_due = base.run_microbatches, [True]
+    value_loss, rm_loss, is_due = update.value_loss, RMTask.loss, [True]
 
-    def spoilt(engine: Any, microbatches: Any, loss_fn: Any, *others: Any) -> Any:
-        def once(microbatch: Any) -> Any:
-            loss = loss_fn(microbatch)
-            return loss * torch.nan if is_due and is_due.pop() else loss
+    def spoilt_values(*args: Any) -> torch.Tensor:
+        loss = value_loss(*args)
+        return loss * torch.nan if is_due and is_due.pop() else loss
 
-        return run(engine, microbatches, once, *others)
+    def spoilt_rm(self: RMTask, *args: Any) -> Any:
+        loss, stats = rm_loss(self, *args)
+        return (loss * torch.nan if is_due and is_due.pop() else loss), stats
 
-    update.run_microbatches = loop.run_microbatches = spoilt
+    update.value_loss, RMTask.loss = spoilt_values, spoilt_rm
 
 
 FAULTS: dict[str, Callable[[], None]] = {

@@ -29,12 +29,18 @@ def root(tmp_path_factory):
 
 
 def stopped(root, tmp_path, match: str, **changes) -> dict[str, float | None]:
-    """The run ends with such a line and saves nothing; returns the last row of metrics.jsonl."""
+    """The run ends with such a line and saves no model; returns the last row of metrics.jsonl.
+
+    A batch, where there is one to blame, is kept and named.
+    """
     cfg = ppo_config(root, output=str(tmp_path / "run"), **changes)
     with pytest.raises(TrainingDiverged, match=match) as caught:
         ppo.run(cfg)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "run").rglob("*.safetensors"))
+    assert not list((tmp_path / "run").rglob("model*.safetensors"))
+    kept = [str(path) for path in (tmp_path / "run").glob("diverged/*.safetensors")]
+    assert kept or "after phase" in str(caught.value)
+    assert all(f"its batch is in {path};" in str(caught.value) for path in kept)
     return json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
 
 
