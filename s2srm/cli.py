@@ -136,7 +136,7 @@ def _help() -> str:
         "  --version  print the version",
         "  -h, --help print this",
         "",
-        "Training commands also run under torchrun:",
+        "Training commands and eval also run under torchrun:",
         "  torchrun --nproc-per-node 2 -m s2srm rm --config RECIPE.yaml",
     ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import time
 from functools import partial
 
 from s2srm import distributed
-from s2srm.balance import deal
+from s2srm.checkpoint.best import BestModel
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
 from s2srm.engine import Engine
@@ -19,9 +19,9 @@ from s2srm.errors import UserError
 from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
 from s2srm.outputs import writing
-from s2srm.ppo.exchange import Shares, gather_reward
 from s2srm.ppo.experience import Experience, collect_experience
-from s2srm.ppo.guarding import check_experience, check_reward, trained_place
+from s2srm.ppo.guarding import check_experience, trained_place
+from s2srm.ppo.held_out import evaluate, is_due
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
 from s2srm.ppo.minibatches import (
@@ -33,9 +33,9 @@ from s2srm.ppo.minibatches import (
 )
 from s2srm.ppo.sampler import Sampler
 from s2srm.ppo.samples import sample_rows
+from s2srm.ppo.scoring import score
 from s2srm.ppo.setup import Inputs, Models, load_models, prepare
 from s2srm.ppo.update import update
-from s2srm.rewards.base import RewardBatch, RewardModel
 from s2srm.rewards.calibration import RewardScale, unit_std_scale
 from s2srm.runs import RunResult, finish_run
 from s2srm.validation import validate
@@ -70,12 +70,25 @@ def train(cfg: PPOConfig, inputs: Inputs) -> RunResult:
         ) as saved,
     ):
         done = saved.resume(inputs.start)
+        best = BestModel(
+            cfg.keep_best,
+            output,
+            partial(models.policy.save, tokenizer=inputs.tokenizer, template=inputs.template),
+        )
         if done == 0:
             scale.set(calibrate(models, sampler, cfg))
+            if is_due(0, cfg):
+                found = evaluate(0, models, sampler, inputs.held_out, cfg)
+                logger.row(0, found)
+                best.after_evaluation(0, found)
         for phase in range(done, total):
             metrics = run_phase(phase, models, sampler, controller, inputs, cfg, logger)
             metrics["reward/scale"] = scale.value
+            if is_due(phase + 1, cfg):
+                check_models(models, phase + 1, cfg)
+                metrics |= evaluate(phase + 1, models, sampler, inputs.held_out, cfg)
             logger.row(phase + 1, metrics)
+            best.after_evaluation(phase + 1, metrics)
             logger.advance(
                 tokens=int(metrics["response/tokens"]),
                 reward=metrics["reward/sum_mean"],
@@ -122,20 +135,6 @@ def check_different(rollouts: Rollouts, num_prompts: int) -> None:
             f"{num_prompts} prompt{'s' if num_prompts > 1 else ''}), so its reward has no spread "
             "to scale by; give more prompts or a policy that varies, or take reward.scale none"
         )
-
-
-def score(model: RewardModel, rollouts: Rollouts, cfg: PPOConfig, phase: int) -> RewardBatch:
-    """Rewards of all responses, each by one rank. phase counts from 1, 0 is the calibration.
-
-    TrainingDiverged, which names the rank, where one is not finite.
-    """
-    prompts, responses = rollouts.prompts, rollouts.responses
-    lengths = [model.num_tokens(*pair) for pair in zip(prompts, responses, strict=True)]
-    shares = Shares(deal(lengths, distributed.world_size()), responses)
-    local = model([prompts[i] for i in shares.mine], [responses[i] for i in shares.mine])
-    segments = rollouts.segments()
-    check_reward(local, [segments[i] for i in shares.mine], cfg, phase)
-    return gather_reward(shares, local, responses)
 
 
 def run_phase(
