@@ -39,7 +39,7 @@ WANTED = {
     "disk": "the checkpoint could not be written (rank 1: [Errno 27] File too large); the last "
     "good one is {run}/checkpoints/step-00000001",
     "memory": "out of memory on rank 1 in: seq2seq RM step 2: on the CPU",
-    "nan": "seq2seq RM step 2: the loss is nan on rank 1, micro-batch 1 of ",
+    "nan": "seq2seq RM step 2: the loss is nan on rank 1; lower optim.lr",
 }
 
 
