@@ -192,9 +192,12 @@ def packed_flash(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         width = value.shape[3]
         if width < query.shape[3]:  # the kernels take one size of heads
             value = F.pad(value, (0, query.shape[3] - width))
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = flash.call(
             kernel,
-            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            q,
+            k,
+            v,
             cu_seq_lens_q,
             max_length_q,
             scale=scaling,
