@@ -76,7 +76,8 @@ def packed_sdpa(
         _attend(q, k, v, None, scaling, sliding_window, softcap)
         for q, k, v in zip(*pieces, strict=True)
     ]
-    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+    # In this order contiguous by one copy, as a kernel leaves its output.
+    return torch.cat([out.transpose(1, 2) for out in outs], dim=1), None
 
 
 def _refuse_others(mask: Tensor | None, kwargs: dict[str, Any]) -> None:
