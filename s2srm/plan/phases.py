@@ -18,7 +18,6 @@ Kind = Literal[
     "gradients",
     "optimiser",
     "activations",
-    "heap holes",
     "KV cache",
     "gathered policy",
     "ZeRO live parameters",

@@ -11,7 +11,7 @@ from s2srm.commands.plan import find_stage, parse_memory, split
 
 
 def test_plan_of_gemma_says_what_does_not_fit_and_what_helps(capsys):
-    line = "plan --config gemma-2b-sft --gpus 1 --gpu_memory 30GiB --json".split()
+    line = ["plan", "--config", "gemma-2b-sft", "--gpus", "1", "--gpu_memory", "30GiB", "--json"]
     assert main(line) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["models"]["model"]["parameters"] == 2_506_172_416
