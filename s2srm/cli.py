@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from s2srm import __version__, launcher
 from s2srm.commands import stages
 from s2srm.commands.libraries import set_up_logging
-from s2srm.commands.parsing import nearest
 from s2srm.commands.stages import STAGES
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean
 from s2srm.watchdog import pulse
 
 COMMANDS: dict[str, str] = {
@@ -116,7 +115,7 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"s2srm {__version__}")
         return
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}")
+        raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS, cutoff=0.5)}")
     set_up_logging()
     if name in STAGES:
         stages.run_stage(name, rest)

@@ -92,8 +92,9 @@ class OptimConfig:
     """Peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    eps: PositiveFloat = 1e-5
-    """AdamW's epsilon."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon. It must lie below the gradients (docs/settings.md): clipped to a norm of 1,
+    those of 2.5 billion weights have a root mean square of 2e-5, later ones less."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay on matrices; vectors and scalars have none."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -110,11 +111,13 @@ class EngineConfig:
 
     kind: Literal["auto", "torch", "deepspeed"] = "auto"
     """torch: one process, no sharding; deepspeed: ZeRO; auto: deepspeed under torchrun with
-    several ranks, else torch."""
+    several ranks and for offload cpu, else torch."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """DeepSpeed ZeRO stage."""
-    offload: Literal["none", "cpu"] = "none"
-    """Where ZeRO-3 keeps optimiser state and the frozen models' parameters."""
+    offload: Literal["none", "idle", "cpu"] = "none"
+    """idle: what a phase of PPO does not use (reference, reward model, optimisers) waits in host
+    memory meanwhile; cpu: ZeRO-3 keeps and runs the optimisers there, and keeps the frozen models'
+    parameters."""
 
 
 @dataclass(frozen=True)
@@ -285,8 +288,9 @@ class CriticConfig:
     path: str | None = None
     """Model to start from; null: the policy. A scalar RM's score head is taken over."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    clip: NonNegativeFloat = 0.2
-    """Clip range of the value around its old value; 0: no clipping."""
+    clip: NonNegativeFloat = 0.0
+    """Clip range of the value around its old value, in the returns' own units; 0: no clipping. It
+    bounds how far a phase can move the critic (docs/settings.md)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -24,3 +25,26 @@ class TrainingDiverged(UserError):
         super().__init__(message)
         self.step = step
         self.metrics = dict(metrics)
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that is most like the one given; None where none is near.
+
+    cutoff: least similarity, from 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(
+    word: str,
+    known: Iterable[str],
+    *,
+    cutoff: float = 0.6,
+    shown: Mapping[str, str] | None = None,
+) -> str:
+    """`; did you mean 'x'?` for the `nearest` known word, or the empty string.
+
+    shown: known word -> what the message says for it.
+    """
+    near = nearest(word, known, cutoff)
+    return f"; did you mean {(shown or {}).get(near, near)!r}?" if near is not None else ""

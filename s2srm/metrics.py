@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ from typing import Any, TextIO
 from s2srm import distributed
 from s2srm.config import LogConfig
 from s2srm.errors import TrainingDiverged, UserError
+from s2srm.jsonl import json_line
 from s2srm.outputs import writing
 from s2srm.progress import ProgressBar
 
@@ -112,7 +112,7 @@ class RunLogger:
         record |= {name: finite.get(name) for name in numbers}
         assert self._metrics is not None, "RunLogger.row outside its with-block"
         with writing(self.output / METRICS):
-            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.write(json_line(record))
             self._metrics.flush()
         return finite
 
@@ -129,7 +129,7 @@ class RunLogger:
             if self._samples is None:
                 self._samples = path.open("a", encoding="utf-8")
             for row in rows:
-                self._samples.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+                self._samples.write(json_line({"step": step, **row}))
             self._samples.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,30 +169,6 @@ class RunLogger:
             or step >= self.total
             or any(name.startswith("eval/") for name in values)
         )
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that RunLogger wrote; a last line cut short by a crash is left out.
-
-    UserError with file and line for any other line that is no JSON object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8: {error}") from error
-    rows: list[dict[str, Any]] = []
-    # What stands after the last newline was never finished.
-    for number, line in enumerate(lines[:-1], start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected an object, got {row!r:.60}")
-        rows.append(row)
-    return rows
 
 
 def _tensorboard(output: Path, purge_step: int | None = None) -> Any:

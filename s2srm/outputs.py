@@ -15,14 +15,6 @@ from pathlib import Path
 from s2srm.errors import UserError
 
 
-def exists(path: str | Path) -> bool:
-    """Path.exists, and False for a text that no file system would take as a name."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
-
-
 def reason(error: OSError | ValueError) -> str:
     """`No space left on device`: what the system says, without number and name."""
     return getattr(error, "strerror", None) or str(error)

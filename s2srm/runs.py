@@ -21,7 +21,8 @@ import yaml
 from s2srm import distributed
 from s2srm.checkpoint.files import write_atomically
 from s2srm.errors import UserError
-from s2srm.outputs import exists, probe_folder, writing
+from s2srm.outputs import probe_folder, writing
+from s2srm.paths import exists
 
 MARKER = "versions.json"
 """A folder with this file in it belongs to s2srm."""

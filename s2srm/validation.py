@@ -23,14 +23,14 @@ from s2srm.config import (
     SupervisedConfig,
 )
 from s2srm.errors import UserError
-from s2srm.outputs import exists, probe_folder
+from s2srm.outputs import probe_folder
+from s2srm.paths import exists, looks_like_path, nearest_entry
 
 Config = TypeVar("Config")
 Stage = TypeVar("Stage", bound=StageConfig)
 
 _PATHS = {"output", "path", "reference", "rm"}
 """Names of the settings that hold a path or a hub name."""
-_DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def validate(cfg: Stage) -> Stage:
@@ -116,7 +116,7 @@ def model_path(key: str, name: str) -> None:
     if exists(path):
         if path.is_file():
             raise UserError(f"{key}: {name} is a file; a model is a folder with config.json")
-    elif _is_local(name):
+    elif looks_like_path(name):
         raise UserError(f"{key}: {name} does not exist")
 
 
@@ -124,9 +124,8 @@ def data(key: str, cfg: DataConfig) -> None:
     """Preference data, demonstrations or prompts."""
     if not cfg.path:
         raise UserError(f"{key}.path is missing: a data file, a folder or a hub name")
-    local = _is_local(cfg.path) or cfg.path.endswith(_DATA_SUFFIXES)
-    if local and not exists(cfg.path):
-        raise UserError(f"{key}.path: {cfg.path} does not exist")
+    if looks_like_path(cfg.path) and not exists(cfg.path):
+        raise UserError(f"{key}.path: {cfg.path} does not exist{nearest_entry(Path(cfg.path))}")
     if cfg.format == "columns" and not cfg.columns:
         raise UserError(f"{key}.columns is missing: format columns needs to know which is which")
 
@@ -157,8 +156,3 @@ def _ppo(cfg: PPOConfig) -> None:
             f"minibatch_size must be at most rollout_size ({cfg.rollout_size}), "
             f"got {cfg.minibatch_size}"
         )
-
-
-def _is_local(name: str) -> bool:
-    """Whether a name can only be a path: hub names are `name` or `owner/name`."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1

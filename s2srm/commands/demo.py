@@ -175,10 +175,12 @@ class DemoConfigs:
             **self._stage(f"ppo-{kind}"),
             policy=ModelConfig(path=self._path("sft")),
             reward=RewardConfig(kind=kind, model=ModelConfig(path=self._path(rm))),
-            critic=CriticConfig(optim=OptimConfig(lr=s.critic_lr)),
+            critic=CriticConfig(
+                optim=OptimConfig(lr=s.critic_lr, eps=s.adam_eps), clip=s.critic_clip
+            ),
             data=self._data("prompts_train.jsonl"),
             sampling=SamplingConfig(max_new_tokens=s.max_new_tokens, batch_size=s.rollout_size),
-            optim=OptimConfig(lr=s.ppo_lr),
+            optim=OptimConfig(lr=s.ppo_lr, eps=s.adam_eps),
             kl=KLConfig(coef=s.kl_coef),
             total_steps=s.ppo_phases,
             rollout_size=s.rollout_size,
@@ -220,7 +222,12 @@ class DemoConfigs:
         return self._stage(name) | {
             "model": ModelConfig(path=self._path(model)),
             "data": self._data(data),
-            "optim": OptimConfig(lr=lr, warmup_steps=min(20, steps // 10), weight_decay=0.01),
+            "optim": OptimConfig(
+                lr=lr,
+                eps=self.settings.adam_eps,
+                warmup_steps=min(20, steps // 10),
+                weight_decay=0.01,
+            ),
             "max_steps": steps,
             "batch_size": self.settings.batch_size,
             "microbatch_tokens": _MICROBATCH_TOKENS,

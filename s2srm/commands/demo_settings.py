@@ -53,6 +53,10 @@ class DemoSettings:
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-3
     """Peak learning rate of the critic."""
+    critic_clip: float = 0.2
+    """Clip range of the critic's values."""
+    adam_eps: float = 1e-5
+    """AdamW's epsilon in every stage."""
     kl_coef: float = 0.1
     """beta, in reward standard deviations per nat."""
     max_new_tokens: int = 48

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -20,7 +19,7 @@ import jsonargparse
 import yaml
 
 from s2srm.bounds import rules_of
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -32,11 +31,10 @@ Fields = dict[str, Any]
 """Dotted key -> annotation, for every setting of a dataclass."""
 
 
-def nearest(word: str, valid: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or the empty string where nothing is near."""
-    same_end = [key for key in valid if key.endswith(f".{word}")]
-    matches = same_end or difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+def nearest_key(word: str, valid: Sequence[str]) -> str:
+    """`did_you_mean`, where a key in a group is near to its own name without the group's."""
+    key = next((key for key in valid if key.endswith(f".{word}")), word)
+    return did_you_mean(key, valid, cutoff=0.5)
 
 
 def parse(
@@ -130,7 +128,7 @@ def normalise(argv: Sequence[str], cls: type, texts: Sequence[str] = ()) -> list
             )
         in_mapping = any(key.startswith(f"{group}.") for group in free)
         if key.removesuffix("+") not in known and key != "config" and not in_mapping:
-            raise UserError(f"unknown option --{key}{nearest(key, [*known, 'config'])}")
+            raise UserError(f"unknown option --{key}{nearest_key(key, [*known, 'config'])}")
         if not equals:
             if rest and (key in texts or not _OPTION.match(rest[-1])):
                 value = rest.pop()
@@ -158,7 +156,7 @@ def recipe_path(name: str) -> Path:
         known = recipe_names()
         raise UserError(
             f"--config: {name!r} is neither a file nor a shipped recipe"
-            f"{nearest(name, known) or '; recipes: ' + ', '.join(known)}"
+            f"{did_you_mean(name, known, cutoff=0.5) or '; recipes: ' + ', '.join(known)}"
         )
     return path
 
@@ -194,7 +192,7 @@ def _check_keys(values: Mapping[Any, Any], known: Fields, where: str, prefix: st
     for name, value in values.items():
         key = f"{prefix}{name}"
         if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, list(known))}")
+            raise UserError(f"{where}: unknown key {key!r}{nearest_key(key, list(known))}")
         if _dataclass_in(known[key]) is None:
             if value is None and not _optional(known[key]):
                 wanted = _type_name(known[key])

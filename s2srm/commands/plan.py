@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from s2srm.commands.parsing import nearest, parse, recipe_path
+from s2srm.bounds import check_bounds
+from s2srm.commands.parsing import parse, recipe_path
 from s2srm.commands.stages import STAGES
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean
 
 SUMMARY = "Memory of each rank, time of a step and what fits; needs neither weights nor network."
 _OWN = {
@@ -39,8 +40,9 @@ def run(argv: Sequence[str]) -> None:
     own, rest = split(argv)
     stage = own.get("stage") or find_stage(rest)
     if stage not in STAGES:
-        raise UserError(f"--stage: unknown stage {stage!r}{nearest(stage, list(STAGES))}")
+        raise UserError(f"--stage: unknown stage {stage!r}{did_you_mean(stage, STAGES)}")
     cfg = parse(STAGES[stage].config, rest, stage, SUMMARY)
+    check_bounds(cfg)
     gpus, nodes = _count(own, "gpus"), _count(own, "nnodes")
     device = own.get("device", "h100")
     if device not in ("h100", "h200", "a100", "cpu"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from s2srm.commands.parsing import parse
 from s2srm.config import PPOConfig, RMConfig, ScalarRMConfig, SFTConfig, StageConfig
-from s2srm.runs import RunResult
 from s2srm.validation import validate
+
+if TYPE_CHECKING:
+    from s2srm.runs import RunResult
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from s2srm.data.base import Adapter, Pair
-from s2srm.data.columns import KEYS, carries_prompt, did_you_mean, name_columns
+from s2srm.data.columns import KEYS, carries_prompt, name_columns
 from s2srm.data.dialogues import (
     dialogue_prompt,
     dialogue_response,
@@ -37,7 +37,7 @@ from s2srm.data.messages import (
 )
 from s2srm.data.schema import Need, PromptText
 from s2srm.data.two_responses import PKUSafeRLHF, TLDRComparisons
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean
 
 
 class Columns(Adapter):

@@ -7,7 +7,6 @@ mapped to "" is not looked for.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from s2srm.data.dialogues import is_dialogue
 from s2srm.data.fields import BadRow, Fields, optional_text
 from s2srm.data.messages import Turns, holds_messages, turns_of
 from s2srm.data.schema import Message, Need
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean, nearest
 
 CONTEXT_KEYS = ("system", "history", "input")
 KEYS = ("prompt", "chosen", "rejected", "response", "preference", *CONTEXT_KEYS)
@@ -163,12 +162,6 @@ def missing_column(
     )
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _other_prompt(columns: Sequence[str], answers: set[str], conversation: str | None) -> str:
     """The one column that is a prompt under another name. UserError where several could be it."""
     found = [c for c in _PROMPT_NAMES if c in columns and c not in answers]
@@ -184,9 +177,9 @@ def _other_prompt(columns: Sequence[str], answers: set[str], conversation: str |
 
 
 def _remedy(part: str, name: str, need: Need, sample: Fields) -> str:
-    if near := difflib.get_close_matches(name, list(sample), n=1):
-        key = f" (--data.columns.{part} {near[0]})" if part in KEYS else ""
-        return f"; did you mean {near[0]!r}?{key}"
+    if near := nearest(name, sample):
+        key = f" (--data.columns.{part} {near})" if part in KEYS else ""
+        return f"{did_you_mean(name, sample)}{key}"
     rows = next((column for column, value in sample.items() if _holds_rows(value)), None)
     if rows is not None:
         return f"; column {rows!r} holds a list of objects: if those are the rows, write them out"

@@ -9,7 +9,6 @@ Left out: CSV, archives of several files, patterns and URLs; each is refused wit
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,6 @@ from pathlib import Path
 from s2srm.data.json_lines import read_json
 from s2srm.data.schema import Row
 from s2srm.data.splits import (
-    COMPRESSIONS,
-    ENDINGS,
     ENDINGS_SHOWN,
     ending_of,
     is_saved_dataset,
@@ -26,6 +23,7 @@ from s2srm.data.splits import (
 )
 from s2srm.data.tables import read_arrow, read_hub, read_parquet, read_saved
 from s2srm.errors import UserError
+from s2srm.paths import looks_like_path, nearest_entry
 
 _TO_JSON = (
     "write it as .jsonl first: datasets.load_dataset('csv', data_files=...)['train'].to_json(...)"
@@ -38,8 +36,6 @@ _REMEDIES = {
     ".zip": "unpack it",
     ".tar": "unpack it",
 }
-# A name with one of these is meant as a file, even where the file does not exist.
-_FILE_ENDINGS = (*ENDINGS, *COMPRESSIONS, *_REMEDIES)
 
 
 def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]:
@@ -62,31 +58,8 @@ def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]
     if local.exists() or local.is_symlink():
         return _read_file(local)
     if looks_like_path(path):
-        raise UserError(f"data path {path!r} does not exist{_nearest_entry(local)}")
-    return read_hub(path, split, subset, _nearest_entry(local) if local.parent.is_dir() else "")
-
-
-def looks_like_path(name: str) -> bool:
-    """True for what can only be meant as a path: hub names are `name` or `owner/name`."""
-    return (
-        name.startswith((".", "/", "~"))
-        or os.sep in name.replace("/", "", 1)
-        or "\\" in name
-        or any(c in name for c in "*?[,")
-        or name.lower().endswith(_FILE_ENDINGS)
-        or name.endswith("/")
-        or ("/" in name and Path(name).parent.is_dir())
-    )
-
-
-def _nearest_entry(path: Path) -> str:
-    """A hint at a similarly named file, where the parent folder exists."""
-    if any(c in path.name for c in "*?[,"):
-        return ": give one file, or one folder of files; patterns and lists are not read"
-    if not path.parent.is_dir():
-        return f": there is no folder {str(path.parent)!r} either"
-    near = difflib.get_close_matches(path.name, sorted(os.listdir(path.parent)), n=1)
-    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+        raise UserError(f"data path {path!r} does not exist{nearest_entry(local)}")
+    return read_hub(path, split, subset, nearest_entry(local) if local.parent.is_dir() else "")
 
 
 def _read_folder(folder: Path, split: str) -> Iterator[Row]:

@@ -20,17 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2srm.errors import UserError
+from s2srm.paths import COMPRESSIONS, DATA_ENDINGS
 
 logger = logging.getLogger(__name__)
 
-COMPRESSIONS = {
-    ".gz": "gzip",
-    ".bz2": "bz2",
-    ".xz": "xz",
-    ".zst": "zstd",
-    ".zstd": "zstd",
-}
-ENDINGS = (".jsonl", ".json", ".parquet", ".arrow")
 ENDINGS_SHOWN = ".jsonl, .json (also with .gz, .bz2, .xz or .zst), .parquet, .arrow"
 
 _SPLIT_WORDS = {
@@ -73,7 +66,7 @@ def ending_of(path: Path) -> tuple[str, str | None]:
     if compression is not None:
         ending = os.path.splitext(stem)[1]
         return (ending if ending in (".jsonl", ".json") else ""), compression
-    return (ending if ending in ENDINGS else ""), None
+    return (ending if ending in DATA_ENDINGS else ""), None
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -159,7 +152,7 @@ def _own_name(words: Sequence[str]) -> str:
 
 def _stem(path: Path) -> str:
     name = path.name
-    for end in (*COMPRESSIONS, *ENDINGS):
+    for end in (*COMPRESSIONS, *DATA_ENDINGS):
         if name.lower().endswith(end):
             name = name[: -len(end)]
     return _SHARD.sub("", name)

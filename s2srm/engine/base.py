@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from s2srm import distributed
 from s2srm.engine.pieces import Piece, trained
+from s2srm.engine.sleep import Sleeper, address
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.export import SavedTemplate, exported_tensors, save_model
 from s2srm.models.value import PackedValueModel
@@ -51,6 +52,11 @@ class Engine(ABC):
     """Whether a `train_forward` may wait for its backward while there are other forwards."""
     replicated = False
     """Whether every rank has all `pieces()`."""
+    may_sleep = False
+    """Whether `sleep` does something: engine.offload is idle, and there is a device to relieve."""
+
+    def __init__(self) -> None:
+        self._weights, self._training = Sleeper(), Sleeper()
 
     @abstractmethod
     def train_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -85,6 +91,42 @@ class Engine(ABC):
 
         They are to be read or copied, not changed.
         """
+
+    def sleep(self, *, weights: bool = True) -> None:
+        """Let masters and moments, and the weights, wait in host memory until they are used.
+
+        Between two steps, not while gradients are being added up. What uses the engine wakes it:
+        the weights for a forward, all of it for a backward, a step or `pieces`.
+        """
+        if not self.may_sleep:
+            return
+        if self.optimizer is not None and not self._training.is_asleep:
+            used = set(map(address, self.weight_tensors()))
+            others = [t for t in self.training_tensors() if address(t) not in used]
+            self._training.sleep(others, self.scratch_tensors())
+        if weights and not self._weights.is_asleep:
+            self._weights.sleep(self.weight_tensors())
+
+    def wake(self, *, weights_only: bool = False) -> None:
+        """What sleeps is back on the device."""
+        self._weights.wake()
+        if not weights_only:
+            self._training.wake()
+
+    @abstractmethod
+    def weight_tensors(self) -> list[Tensor]:
+        """What this rank holds of the weights that the model computes with."""
+
+    def training_tensors(self) -> list[Tensor]:
+        """Masters and moments of this rank."""
+        assert self.optimizer is not None
+        state = [value for found in self.optimizer.state.values() for value in found.values()]
+        moments = [value for value in state if isinstance(value, Tensor) and value.dim() > 0]
+        return [*(piece.key for piece in self.pieces()), *moments]
+
+    def scratch_tensors(self) -> list[Tensor]:
+        """Buffers that are only used between the first backward and the end of a step."""
+        return []
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every whole trained parameter, tied ones once."""

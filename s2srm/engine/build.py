@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -51,11 +52,17 @@ def build_engine(
         from s2srm.engine.deepspeed_engine import DeepSpeedEngine
 
         engine = DeepSpeedEngine(factory, cfg, optim, total_steps)
+    engine.may_sleep = cfg.offload == "idle" and relieves(engine.device)
     pulse.beat()
     check_model(engine)
     if engine.device.type == "cpu":
         give_back_freed_memory()
     return engine
+
+
+def relieves(device: torch.device) -> bool:
+    """Whether tensors of this device take less of its memory while they are in the host's."""
+    return device.type != "cpu"
 
 
 def check_model(engine: Engine) -> None:
@@ -129,13 +136,16 @@ def engine_kind(cfg: EngineConfig) -> str:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     kind = cfg.kind
     if kind == "auto":
-        kind = "deepspeed" if world > 1 else "torch"
+        kind = "deepspeed" if world > 1 or cfg.offload == "cpu" else "torch"
     if kind == "torch" and world > 1:
         raise UserError(f"engine.kind torch runs in one process, torchrun started {world}")
     if kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "engine.kind deepspeed: the package is not installed; pip install 's2srm[deepspeed]'"
         )
-    if kind == "deepspeed" and cfg.offload == "cpu" and cfg.zero_stage != 3:
-        raise UserError(f"engine.offload cpu needs zero_stage 3, got {cfg.zero_stage}")
+    if cfg.offload == "cpu" and (kind != "deepspeed" or cfg.zero_stage != 3):
+        raise UserError(
+            f"engine.offload cpu needs engine.kind deepspeed and zero_stage 3, got {kind} and "
+            f"{cfg.zero_stage}; offload idle needs neither"
+        )
     return kind

@@ -43,6 +43,7 @@ class DeepSpeedEngine(Engine):
         optim: OptimConfig | None,
         total_steps: int,
     ) -> None:
+        super().__init__()
         self.deepspeed = import_deepspeed()
         distributed.start_alone()
         self.device = distributed.device()
@@ -77,21 +78,25 @@ class DeepSpeedEngine(Engine):
         )
 
     def train_forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.wake(weights_only=True)
         self.engine.train()
         return self.engine(*args, **kwargs)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.wake(weights_only=True)
         self.engine.eval()
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
+        self.wake()
         # DeepSpeed divides by the number of ranks; the factor makes the mean a sum again.
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
     def step(self) -> StepInfo:
         assert self.optim is not None, "a frozen model has no step"
+        self.wake()
         lr = learning_rate(self.optim, self.num_steps, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
@@ -109,6 +114,7 @@ class DeepSpeedEngine(Engine):
 
     def pieces(self) -> list[Piece]:
         assert self.optimizer is not None, "a frozen model has no optimiser"
+        self.wake()
         zero = self.engine.optimizer
         if self.stage == 3:
             return zero_3_pieces(self.module, zero)
@@ -119,6 +125,7 @@ class DeepSpeedEngine(Engine):
 
     @torch.no_grad()
     def adopt_masters(self) -> None:
+        self.wake()
         zero = self.engine.optimizer
         if self.stage == 3:
             # As DeepSpeed does after a step, with nothing whole in the meantime.
@@ -141,10 +148,30 @@ class DeepSpeedEngine(Engine):
         return [pair for weights, masters in groups for pair in zip(weights, masters, strict=True)]
 
     def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+        self.wake(weights_only=True)
         sharded = [t for t in tensors if hasattr(t, "ds_id")]
         if self.stage < 3 or not sharded:
             return nullcontext()
         return self.deepspeed.zero.GatheredParameters(sharded, modifier_rank=None)
+
+    def weight_tensors(self) -> list[Tensor]:
+        if self.stage < 3:
+            return list(self.module.parameters())
+        sharded: Any = self.module.parameters()
+        return [parameter.ds_tensor for parameter in sharded]
+
+    def scratch_tensors(self) -> list[Tensor]:
+        if self.stage < 3:
+            return []
+        zero = self.engine.optimizer
+        buckets = [bucket.buffer for bucket in zero.ipg_buckets.values()]
+        return [t for t in (zero.grad_partitions_flat_buffer, *buckets) if t is not None]
+
+    def sleep(self, *, weights: bool = True) -> None:
+        if self.may_sleep and self.stage == 3:
+            # What was fetched ahead for a backward that did not come.
+            self.engine.empty_partition_cache()
+        super().sleep(weights=weights)
 
 
 @cache

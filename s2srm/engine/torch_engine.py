@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class TorchEngine(Engine):
         total_steps: int,
         device: torch.device | None = None,
     ) -> None:
+        super().__init__()
         self.device = device or distributed.device()
         self.module = module.to(self.device)
         self.optim = optim
@@ -49,24 +51,23 @@ class TorchEngine(Engine):
             self._masters = _float32_masters(self.optimizer)
 
     def train_forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.wake(weights_only=True)
         self.module.train()
         return self.module(*args, **kwargs)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.wake(weights_only=True)
         self.module.eval()
         return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
+        self.wake()
         loss.backward()
-        for weight, master in self._masters:
-            if weight.grad is not None:
-                grad = weight.grad.float()
-                master.grad = grad if master.grad is None else master.grad.add_(grad)
-                weight.grad = None
 
     def step(self) -> StepInfo:
         assert self.optimizer is not None and self.optim is not None, "a frozen model has no step"
+        self.wake()
         lr = learning_rate(self.optim, self.num_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -86,15 +87,21 @@ class TorchEngine(Engine):
         return StepInfo(float(norm), lr)
 
     def pieces(self) -> list[Piece]:
+        self.wake()
         return whole_pieces(self.module, self._masters)
 
     @torch.no_grad()
     def adopt_masters(self) -> None:
+        self.wake()
         for weight, master in self._masters:
             weight.copy_(master)
 
     def whole(self, tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+        self.wake(weights_only=True)
         return nullcontext()
+
+    def weight_tensors(self) -> list[Tensor]:
+        return list(self.module.parameters())
 
 
 def _float32_masters(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
@@ -103,6 +110,16 @@ def _float32_masters(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Ten
     for group in optimizer.param_groups:
         for i, weight in enumerate(group["params"]):
             if weight.dtype == torch.bfloat16:
-                group["params"][i] = nn.Parameter(weight.detach().float())
-                pairs.append((weight, group["params"][i]))
+                master = group["params"][i] = nn.Parameter(weight.detach().float())
+                weight.register_post_accumulate_grad_hook(partial(_hand_over, master))
+                pairs.append((weight, master))
     return pairs
+
+
+def _hand_over(master: Tensor, weight: Tensor) -> None:
+    """Add a gradient to its master's as soon as backward has it, so that no two models' worth of
+    gradients are ever there."""
+    assert weight.grad is not None
+    grad = weight.grad.float()
+    master.grad = grad if master.grad is None else master.grad.add_(grad)
+    weight.grad = None

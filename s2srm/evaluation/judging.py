@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from s2srm.worlds import World
+from s2srm.worlds.base import Judgement
 
 _REFUSALS = (
     "i can't",
@@ -30,42 +29,7 @@ _REFUSALS = (
 _OPENING_CHARACTERS = 160
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """One response judged.
-
-    score: the world's gold score in [0, 1], else the RM's mean token reward, None without either.
-    harmful_prompt, safe, needed_length: None where unknown. length: in words.
-    agreement: fraction of the tokens that the RM would have written too; None without an RM.
-    """
-
-    score: float | None
-    refused: bool
-    harmful_prompt: bool | None
-    safe: bool | None
-    length: int
-    needed_length: int | None
-    agreement: float | None = None
-
-
 Judge = Callable[[str, str], Judgement]
-
-
-def world_judge(world: World) -> Judge:
-    """The world's programmatic gold judge."""
-
-    def judge(prompt: str, response: str) -> Judgement:
-        gold = world.judge(prompt, response)
-        return Judgement(
-            gold.score,
-            gold.refused,
-            gold.harmful_prompt,
-            gold.safe,
-            gold.length,
-            gold.needed_length,
-        )
-
-    return judge
 
 
 def heuristic_judge(prompt: str, response: str) -> Judgement:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from s2srm import distributed
@@ -26,8 +25,9 @@ from s2srm.evaluation.inputs import (
     read_reward_model,
     read_splits,
 )
-from s2srm.evaluation.judging import Judge, heuristic_judge, world_judge
+from s2srm.evaluation.judging import Judge, heuristic_judge
 from s2srm.evaluation.summary import Record, summarise
+from s2srm.jsonl import write_jsonl
 from s2srm.models.load import load_lm
 from s2srm.outputs import writing
 from s2srm.progress import ProgressBar
@@ -75,7 +75,7 @@ def evaluate(cfg: EvalConfig) -> RunResult:
     rm = None if cfg.reward_model is None else read_reward_model("reward_model", cfg.reward_model)
     check_readers(policies, rm)
     tasks = _tasks(read_splits(cfg, policies, rm), cfg)
-    judge = world_judge(get_world(cfg.world)) if cfg.world else heuristic_judge
+    judge = get_world(cfg.world).judge if cfg.world else heuristic_judge
     output = prepare_output(cfg)
     feedback_model = None if rm is None else _feedback_model(rm, tasks, cfg)
     answers: list[Answer] = []
@@ -96,11 +96,11 @@ def evaluate(cfg: EvalConfig) -> RunResult:
     rows = [record.row() for record in records]
     with writing(output):
         (output / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        _write_jsonl(output / "responses.jsonl", rows)
+        write_jsonl(output / "responses.jsonl", rows)
     if feedback_model is not None:
         rows = _feedback(_chosen_for_reading(answers, cfg), feedback_model, judge, cfg)
         with writing(output):
-            _write_jsonl(output / "feedback.jsonl", rows)
+            write_jsonl(output / "feedback.jsonl", rows)
     return RunResult(output, _flat_metrics(result))
 
 
@@ -238,8 +238,3 @@ def _flat_metrics(result: dict[str, Any]) -> dict[str, float]:
         for key in ("score", "length")
         if policy[key] is not None
     }
-
-
-def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")

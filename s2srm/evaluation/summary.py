@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from s2srm.evaluation.judging import Judgement
 from s2srm.evaluation.statistics import mean_interval, per_prompt, wins
+from s2srm.worlds.base import Judgement
 
 
 @dataclass(frozen=True)

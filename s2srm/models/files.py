@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from s2srm.errors import UserError
+from s2srm.paths import looks_like_path
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS = "model.safetensors"
@@ -73,8 +74,7 @@ def check_weights(path: str, key: str) -> None:
 def _check_other(folder: Path, path: str, key: str) -> None:
     if folder.exists():
         raise UserError(f"{key} {path}: is a file; a model is a folder with config.json")
-    parent_is_here = "/" in path and folder.parent.is_dir()
-    if parent_is_here or not HUB_NAME.fullmatch(path):
+    if looks_like_path(path) or not HUB_NAME.fullmatch(path):
         raise UserError(f"{key} {path}: no such folder")
 
 

@@ -145,8 +145,19 @@ def load_lm(
     demand(lm, cfg.attention)
     lm.requires_grad_(train)
     if train and cfg.gradient_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        with _one_line(f"{where}: gradient_checkpointing"):
+            _checkpoint_activations(lm)
     return lm
+
+
+def _checkpoint_activations(lm: PreTrainedModel) -> None:
+    """Recompute each layer's activations in the backward pass."""
+    arguments = {"use_reentrant": False}
+    # transformers 5.23 has both names and warns of the older one.
+    if hasattr(lm, "activation_checkpointing_enable"):
+        lm.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+    else:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
 
 
 def load_causal_lm(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from s2srm import distributed
+from s2srm.correlation import correlation, joint_moments
 from s2srm.ppo.experience import Experience
 from s2srm.ppo.values import explained_variance
 from s2srm.ppo.whitening import moments
@@ -101,7 +102,7 @@ def phase_metrics(experience: Experience) -> dict[str, float]:
         "reward/sum_mean": sum(table["sum"]) / num_responses,
         "reward/per_token_mean": sum(table["sum"]) / num_tokens,
         "reward/raw_sum_mean": sum(table["raw_sum"]) / num_responses,
-        "reward/length_correlation": correlation(table["raw_sum"], table["length"]),
+        "reward/length_correlation": length_correlation(table),
         "kl/k1": sum(table["k1"]) / num_tokens,
         "kl/k3": sum(table["k3"]) / num_tokens,
         "kl/per_response": sum(table["k1"]) / num_responses,
@@ -134,9 +135,8 @@ def _warn_of_negative_kl(k1: Tensor) -> None:
         )
 
 
-def correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's; 0 where one of them is constant."""
-    mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
-    dx, dy = [v - mean_x for v in x], [v - mean_y for v in y]
-    scale = math.sqrt(math.fsum(d * d for d in dx) * math.fsum(d * d for d in dy))
-    return math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / scale if scale > 0 else 0.0
+def length_correlation(table: Mapping[str, Sequence[float]]) -> float:
+    """Pearson's, of a response's raw reward with its length; 0 where one of them is constant."""
+    columns = (torch.tensor(table[name], dtype=torch.float64) for name in ("raw_sum", "length"))
+    # Centred, because squares of large means would hide what varies.
+    return correlation(joint_moments(*(column - column.mean() for column in columns)).tolist())

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from s2srm.errors import UserError
-from s2srm.metrics import read_jsonl
+from s2srm.jsonl import read_jsonl
 from s2srm.report.shapes import (
     EVALUATION,
     METRICS_ROW,

@@ -238,8 +238,9 @@ class FewLeft(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         ends = input_ids[:, -1] == self.eos_id
-        self._ended = ends if self._ended is None else self._ended | ends
-        few = (~self._ended).sum() <= KEEP * len(ends)
+        ended = ends if self._ended is None else self._ended | ends
+        self._ended = ended
+        few = (~ended).sum() <= KEEP * len(ends)
         return few.expand(len(ends))
 
 

@@ -13,8 +13,7 @@ Token rewards are +1 before the divergence and -1 for a diverging token after it
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from s2srm import distributed
 from s2srm.config import RMConfig, SamplingConfig
+from s2srm.correlation import correlation, joint_moments
 from s2srm.data.examples import TokenisedPreference, rm_segments
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, PackedSegments
@@ -57,7 +57,7 @@ def probe_rm(
         ],
         dtype=torch.float64,
     )
-    local = torch.cat([counts, moments(sums, lengths)]).to(engine.device)
+    local = torch.cat([counts, joint_moments(sums, lengths)]).to(engine.device)
     num_rows, num_right, num_copied, *rest = distributed.sum_over_ranks(local).tolist()
     return {
         "pair_accuracy": num_right / num_rows,
@@ -100,24 +100,6 @@ def count_copies(engine: Engine, template: Template, rows: Sequence[TokenisedPre
         correction.tokens == [*row.rejected, template.eos_id]
         for correction, row in zip(corrections, rows, strict=True)
     )
-
-
-def moments(x: Tensor, y: Tensor) -> Tensor:
-    """(6,) float64: n, sum x, sum y, sum x^2, sum y^2, sum xy; they add up over ranks."""
-    x, y = x.double(), y.double()
-    sums = [x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
-    return torch.stack([x.new_tensor(float(x.numel())), *sums])
-
-
-def correlation(added: Iterable[float]) -> float:
-    """Pearson's correlation from added-up `moments`; 0 where x or y does not vary."""
-    n, x, y, xx, yy, xy = added
-    if n == 0:
-        return 0.0
-    var_x, var_y = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2
-    if var_x <= 1e-12 * max(1.0, xx / n) or var_y <= 1e-12 * max(1.0, yy / n):
-        return 0.0
-    return (xy / n - x * y / n**2) / math.sqrt(var_x * var_y)
 
 
 def _identity(template: Template, prompt: Sequence[int], response: Sequence[int]) -> Segment:

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2srm.config import ScalarRMConfig
+from s2srm.correlation import correlation, joint_moments
 from s2srm.data.examples import TokenisedPreference, scored_segment
 from s2srm.data.templates import Template
 from s2srm.models.load import load_value_model
 from s2srm.runs import RunResult
 from s2srm.supervised.loop import Microbatch, Stats, Task, Unit, prepare, train
 from s2srm.supervised.rm import load_triples
-from s2srm.supervised.rm_probe import correlation, moments
 from s2srm.validation import validate
 from s2srm.watchdog.watch import watching
 
@@ -72,7 +72,7 @@ class ScalarRMTask(Task[TokenisedPreference]):
         return {
             "pair_loss": self._pair_losses(chosen, rejected).double().sum(),
             **_right(chosen, rejected),
-            **dict(zip(MOMENTS, moments(scores, lengths).unbind(), strict=True)),
+            **dict(zip(MOMENTS, joint_moments(scores, lengths).unbind(), strict=True)),
         }
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -7,9 +7,7 @@ truth, has no such bias, and trains no method.
 
 from __future__ import annotations
 
-import difflib
-
-from s2srm.errors import UserError
+from s2srm.errors import UserError, did_you_mean
 from s2srm.worlds.base import SPLITS, Gold, Split, World, WorldSizes
 from s2srm.worlds.instructions import InstructionWorld
 from s2srm.worlds.safety import SafetyWorld
@@ -39,6 +37,6 @@ WORLDS: dict[str, type[World]] = {
 def get_world(name: str) -> World:
     """The world of that name with its default settings; UserError naming the nearest if unknown."""
     if name not in WORLDS:
-        near = difflib.get_close_matches(name, WORLDS, n=2, cutoff=0.3) or list(WORLDS)
-        raise UserError(f"unknown world {name!r}; did you mean {' or '.join(near)}?")
+        near = did_you_mean(name, WORLDS, cutoff=0.3)
+        raise UserError(f"unknown world {name!r}{near or '; worlds: ' + ', '.join(WORLDS)}")
     return WORLDS[name]()

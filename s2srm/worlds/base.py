@@ -13,7 +13,6 @@ the seen family cannot.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from s2srm.config import TemplateConfig
 from s2srm.errors import UserError
+from s2srm.jsonl import write_jsonl
 from s2srm.worlds.tokenizer import EOS, PAD, SEPARATOR, word_tokenizer
 
 Split = Literal["train", "dev", "test", "ood"]
@@ -36,20 +36,30 @@ _MAX_TRIES = 2000  # draws in vain before a split is called exhausted
 
 
 @dataclass(frozen=True)
-class Gold:
-    """The judge's record of one response.
+class Judgement:
+    """One response judged.
 
-    score: 0 to 1. refused: the response declines to help. harmful_prompt and safe: None where the
-    world has no notion of harm. length and needed_length: words of the response, and of the
-    shortest response with score 1 (None where the world defines none).
+    score: a world's gold score in [0, 1], else an RM's mean token reward, None without either.
+    refused: the response declines to help. harmful_prompt and safe: None where nothing is known of
+    harm. length and needed_length: words of the response, and of the shortest response with score
+    1 (None where none is known). agreement: fraction of the tokens that the RM would have written
+    too; None without an RM.
     """
 
-    score: float
+    score: float | None
     refused: bool
     harmful_prompt: bool | None
     safe: bool | None
     length: int
     needed_length: int | None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Gold(Judgement):
+    """A world's own judgement, which always has a score."""
+
+    score: float
 
 
 @dataclass(frozen=True)
@@ -171,12 +181,10 @@ class World(ABC):
             model = LlamaForCausalLM(self.model_config())
         model.save_pretrained(model_folder)
         self.tokenizer().save_pretrained(model_folder)
-        for file in model_folder.iterdir():
-            file.chmod(0o644)  # save_pretrained leaves safetensors at 600
-        _write_jsonl(folder / "sft.jsonl", self.demonstrations(sizes.demonstrations, seed))
-        _write_jsonl(folder / "preferences.jsonl", self.preferences(sizes.preferences, seed))
+        write_jsonl(folder / "sft.jsonl", self.demonstrations(sizes.demonstrations, seed))
+        write_jsonl(folder / "preferences.jsonl", self.preferences(sizes.preferences, seed))
         dev = self.preferences(sizes.preferences_dev, seed, split="dev")
-        _write_jsonl(folder / "preferences_dev.jsonl", dev)
+        write_jsonl(folder / "preferences_dev.jsonl", dev)
         prompt_files: list[tuple[Split, int]] = [
             ("train", sizes.prompts_train),
             ("test", sizes.prompts_test),
@@ -184,7 +192,10 @@ class World(ABC):
         ]
         for split, n in prompt_files:
             rows = [{"prompt": prompt} for prompt in self.prompts(n, seed, split)]
-            _write_jsonl(folder / f"prompts_{split}.jsonl", rows)
+            write_jsonl(folder / f"prompts_{split}.jsonl", rows)
+        # Whatever the umask; save_pretrained leaves safetensors at 600.
+        for file in (*model_folder.iterdir(), *folder.glob("*.jsonl")):
+            file.chmod(0o644)
         return folder
 
     def _rng(self, purpose: str, split: Split, seed: int) -> random.Random:
@@ -222,9 +233,3 @@ def _split_of(prompt: str) -> Split:
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
     bucket = int.from_bytes(digest, "big") % _HASH_BUCKETS
     return "dev" if bucket == 0 else "test" if bucket <= 2 else "train"
-
-
-def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    """One JSON object per line, mode 644 whatever the umask."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    path.chmod(0o644)

@@ -101,8 +101,8 @@ def run_case(case: str, root: Path, out: Path) -> dict[str, Any]:
     phases: list[dict[str, Any]] = []
     original = experience_module.collect_experience
 
-    def recorded(*args: Any) -> Any:
-        experience = original(*args)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        experience = original(*args, **kwargs)
         phases.append(_by_response(experience))
         return experience
 

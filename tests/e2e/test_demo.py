@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from s2srm.cli import main
 from s2srm.commands import demo_settings
 from s2srm.commands.demo_settings import DemoSettings
-from s2srm.metrics import read_jsonl
+from s2srm.jsonl import read_jsonl
 
 MICRO = DemoSettings(
     demonstrations=96,

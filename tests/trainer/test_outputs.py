@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s2srm.errors import UserError
-from s2srm.outputs import exists, probe_file, probe_folder, writing
+from s2srm.outputs import probe_file, probe_folder, writing
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
@@ -97,8 +97,3 @@ def test_what_the_rust_libraries_say_of_a_full_disk_is_one_line_too(tmp_path: Pa
         save_file({"a": zeros(3)}, tmp_path / "no" / "such" / "folder")
     with pytest.raises(ZeroDivisionError), writing(tmp_path):
         _ = 1 / 0
-
-
-def test_a_name_that_no_file_can_have_does_not_exist(tmp_path: Path) -> None:
-    assert exists(tmp_path) and not exists(tmp_path / "no")
-    assert not exists("x" * 5000) and not exists("nul\0byte")

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from s2srm.commands.correct import CorrectConfig
-from s2srm.commands.parsing import fields_of, nearest, parse, recipe_names
+from s2srm.commands.parsing import fields_of, nearest_key, parse, recipe_names
 from s2srm.config import PPOConfig, RMConfig, SFTConfig, StageConfig
 from s2srm.errors import UserError
 
@@ -196,7 +196,7 @@ def test_help_shows_every_setting_with_its_doc_comment(capsys):
 
 
 def test_nearest_says_nothing_where_nothing_is_near():
-    assert nearest("zzzz", ["output", "seed"]) == ""
+    assert nearest_key("zzzz", ["output", "seed"]) == ""
 
 
 def test_fields_of_descends_into_optional_groups():

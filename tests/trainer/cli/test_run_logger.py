@@ -11,7 +11,8 @@ import pytest
 
 from s2srm.config import LogConfig
 from s2srm.errors import TrainingDiverged, UserError
-from s2srm.metrics import RunLogger, read_jsonl
+from s2srm.jsonl import read_jsonl
+from s2srm.metrics import RunLogger
 
 
 def test_rows_are_written_at_once_and_in_order(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from s2srm.data.readers import looks_like_path, read_rows
+from s2srm.data.readers import read_rows
 from s2srm.data.schema import Row
 from s2srm.errors import UserError
 
@@ -67,11 +67,6 @@ def test_missing_path_never_reaches_the_hub(
         read_rows("runs/trian.jsonl", "train")
     with pytest.raises(UserError, match="is not set"):
         read_rows("", "train")
-
-
-@pytest.mark.parametrize("name", ["imdb", "Anthropic/hh-rlhf", "openai/summarize_from_feedback"])
-def test_hub_names_are_no_paths(name: str) -> None:
-    assert not looks_like_path(name)
 
 
 def test_hub_rows_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:

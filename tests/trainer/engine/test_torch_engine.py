@@ -17,7 +17,8 @@ from s2srm.engine import build, build_engine, map_microbatches, run_microbatches
 from s2srm.engine.build import engine_kind
 from s2srm.engine.torch_engine import TorchEngine
 from s2srm.errors import UserError
-from s2srm.models.attention import SDPA, VARLEN
+from s2srm.models import flash
+from s2srm.models.attention import SDPA
 from s2srm.models.causal import PackedCausalLM
 from s2srm.packing import Packed, Segment, pack
 
@@ -128,7 +129,7 @@ def test_packed_sdpa_comes_before_one_by_one(
     """Where torch's varlen kernels cannot do it: a softcap, a device, sinks."""
     build.log_change.cache_clear()
     lm = tiny_model(name.removesuffix("-sinks"))
-    lm.set_attn_implementation(VARLEN)
+    lm.set_attn_implementation(flash.TORCH.name)
     if expected == "eager":
         monkeypatch.setattr(build, "own_attention", lambda lm: "eager")
         sinks = AttentionInterface()[SDPA]
@@ -149,8 +150,13 @@ def test_packed_sdpa_comes_before_one_by_one(
 def test_engine_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_kind(EngineConfig()) == "torch"
     assert engine_kind(EngineConfig(kind="deepspeed")) == "deepspeed"
-    with pytest.raises(UserError, match=r"engine\.offload cpu needs zero_stage 3, got 2"):
-        engine_kind(EngineConfig(kind="deepspeed", zero_stage=2, offload="cpu"))
+    assert engine_kind(EngineConfig(offload="cpu")) == "deepspeed"
+    assert engine_kind(EngineConfig(offload="idle")) == "torch"
+    for kind, stage in (("deepspeed", 2), ("torch", 3)):
+        with pytest.raises(
+            UserError, match=rf"engine\.offload cpu needs .* got {kind} and {stage}"
+        ):
+            engine_kind(EngineConfig(kind, stage, "cpu"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert engine_kind(EngineConfig()) == "deepspeed"
     with pytest.raises(UserError, match="torchrun started 2"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from s2srm.evaluation.judging import Judgement, heuristic_judge, looks_like_refusal, world_judge
+from s2srm.evaluation.judging import heuristic_judge, looks_like_refusal
 from s2srm.evaluation.summary import Record, summarise
 from s2srm.worlds import get_world
+from s2srm.worlds.base import Judgement
 
 
 def record(policy: str, prompt: str, score: float | None, **changes) -> Record:
@@ -82,12 +83,12 @@ def test_groups_are_kept_apart():
 
 
 @pytest.mark.parametrize("name", ["safety", "summarization", "instructions"])
-def test_world_judge_is_the_worlds_own(name):
+def test_a_worlds_judge_knows_the_best_response(name):
     world = get_world(name)
     prompt = world.prompts(1, 0, "test")[0]
-    best = world_judge(world)(prompt, world.reference_response(prompt))
+    best = world.judge(prompt, world.reference_response(prompt))
     assert best.score == 1.0 and best.needed_length == best.length
-    assert world_judge(world)(prompt, "").score < 1.0  # type: ignore[operator]
+    assert world.judge(prompt, "").score < 1.0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s2srm.ppo.experience import Experience
-from s2srm.ppo.metrics import TokenMeans, correlation, phase_metrics
+from s2srm.ppo.metrics import TokenMeans, length_correlation, phase_metrics
 from s2srm.ppo.minibatches import Rollouts
 from s2srm.rewards.base import RewardBatch
 from s2srm.rollout.base import Response
@@ -67,7 +67,14 @@ def test_token_means_weigh_tokens_not_micro_batches():
     assert TokenMeans(torch.device("cpu")).reduce() == {}
 
 
-def test_correlation_is_pearsons_and_zero_where_nothing_varies():
-    assert correlation([1.0, 2.0, 4.0], [3.0, 5.0, 9.0]) == pytest.approx(1.0)
-    assert correlation([1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]) == 0.0
-    assert correlation([2.0, 2.0], [1.0, 3.0]) == 0.0
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([1.0, 2.0, 4.0, 3.0], 0.8),
+        ([1e8 + 1.0, 1e8 + 2.0, 1e8 + 4.0, 1e8 + 3.0], 0.8),  # squares would swallow these
+        ([2.0, 2.0, 2.0, 2.0], 0.0),
+    ],
+)
+def test_correlation_of_reward_and_length(rewards, expected):
+    found = length_correlation({"raw_sum": rewards, "length": [10.0, 20.0, 30.0, 40.0]})
+    assert found == pytest.approx(expected)

@@ -31,7 +31,6 @@ from s2srm.models.load import load_causal_lm, load_tokenizer, load_value_model
 from s2srm.packing import Segment, pack
 from s2srm.supervised import rm, scalar_rm, sft
 from s2srm.supervised.loop import Unit, add_up, microbatches
-from s2srm.supervised.rm_probe import correlation, moments
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 from tiny_models import VOCAB, save_tiny
@@ -323,14 +322,3 @@ def test_ranks_get_units_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_add_up_takes_names_that_not_every_part_has() -> None:
     parts = [{"a": 1.0, "b": torch.tensor(2)}, {"a": torch.tensor(0.5)}]
     assert add_up(parts, torch.device("cpu")) == {"a": 1.5, "b": 2.0}
-
-
-def test_correlation_from_added_moments() -> None:
-    x = torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
-    y = torch.tensor([2.0, 3.0, 1.0, 9.0, 2.0])
-    wanted = float(torch.corrcoef(torch.stack([x, y]))[0, 1])
-    assert correlation(moments(x, y).tolist()) == pytest.approx(wanted)
-    halves = moments(x[:2], y[:2]) + moments(x[2:], y[2:])
-    assert correlation(halves.tolist()) == pytest.approx(wanted)
-    assert correlation(moments(x, torch.ones(5)).tolist()) == 0.0
-    assert not math.isnan(correlation(moments(x[:0], y[:0]).tolist()))
