@@ -15,6 +15,7 @@ from s2srm.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 DecayRate = Annotated[float, Bounds(0, below=1)]
 Precision = Literal["float32", "float64", "bfloat16"]
+RewardKind = Literal["seq2seq", "scalar"]
 DataFormat = Literal[
     "auto", "columns", "pku_saferlhf", "anthropic_hh", "tldr_comparisons", "ultrafeedback"
 ]
@@ -257,7 +258,7 @@ class TokenRewardConfig:
 class RewardConfig:
     """The reward that PPO maximises."""
 
-    kind: Literal["seq2seq", "scalar"] = "seq2seq"
+    kind: RewardKind = "seq2seq"
     """Which reward model: text (a reward per token) or Bradley-Terry (one at the last token)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     token: TokenRewardConfig = field(default_factory=TokenRewardConfig)

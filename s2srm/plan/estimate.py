@@ -113,8 +113,9 @@ class Estimate:
     def _models(self) -> Iterator[tuple[str, Model]]:
         cfg = self.cfg
         if isinstance(cfg, SupervisedConfig):
-            yield "model", self._model(
-                cfg.model, "model.path", isinstance(cfg, ScalarRMConfig), cfg.optim
+            yield (
+                "model",
+                self._model(cfg.model, "model.path", isinstance(cfg, ScalarRMConfig), cfg.optim),
             )
             return
         assert isinstance(cfg, PPOConfig)
@@ -126,9 +127,7 @@ class Estimate:
         is_scalar = cfg.reward.kind == "scalar"
         yield "reward", self._model(cfg.reward.model, "reward.model.path", is_scalar, None)
 
-    def _model(
-        self, cfg: ModelConfig, key: str, value: bool, optim: OptimConfig | None
-    ) -> Model:
+    def _model(self, cfg: ModelConfig, key: str, value: bool, optim: OptimConfig | None) -> Model:
         source, counts = architecture(cfg.path, cfg.trust_remote_code, key)
         trainee = Trainee(
             held=counts.held(value),
@@ -178,9 +177,7 @@ class Estimate:
     def _passes(self, model: Model) -> Passes:
         cfg = model.cfg
         flash = (
-            not self.place.device.is_cpu
-            and cfg.precision == "bfloat16"
-            and cfg.attention != "sdpa"
+            not self.place.device.is_cpu and cfg.precision == "bfloat16" and cfg.attention != "sdpa"
         )
         return passes_of(model.source.config, cfg.precision, flash)
 
@@ -208,9 +205,7 @@ class Estimate:
                 head, workspace=workspace, gradient=gradient, is_tied=counts.untied_head == 0
             )
         activations = self.packed(model, kind, load, train=True)
-        return training_moments(
-            name, model.holding, rest, activations, head, load.num_microbatches
-        )
+        return training_moments(name, model.holding, rest, activations, head, load.num_microbatches)
 
     def _scoring(self, phase: str, model: Model, kind: Pass, load: Load, rest: Bytes) -> Moment:
         activations = self.packed(model, kind, load, train=False)

@@ -27,9 +27,7 @@ class Remedy:
 class Fitting:
     """Peaks of a stage under other settings, in one place with so much memory."""
 
-    def __init__(
-        self, cfg: StageConfig, place: Place, lengths: Lengths, memory: float
-    ) -> None:
+    def __init__(self, cfg: StageConfig, place: Place, lengths: Lengths, memory: float) -> None:
         self.cfg = cfg
         self.place = place
         self.lengths = lengths

@@ -36,7 +36,4 @@ def training(
 def decoding(counts: Counts, sequences: float, prompt: float, new: float) -> float:
     """`new` tokens for each sequence, one at a time, after `prompt` tokens."""
     tokens = sequences * new
-    return (
-        2.0 * (counts.trunk + counts.head) * tokens
-        + attention(counts, tokens, prompt + new / 2)
-    )
+    return 2.0 * (counts.trunk + counts.head) * tokens + attention(counts, tokens, prompt + new / 2)

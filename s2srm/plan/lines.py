@@ -29,9 +29,7 @@ class Plane:
 
     def line(self, layers: int) -> Line:
         """The cost of a model with so many layers."""
-        return Line(
-            self.base + self.per_layer * layers, self.slope + self.slope_per_layer * layers
-        )
+        return Line(self.base + self.per_layer * layers, self.slope + self.slope_per_layer * layers)
 
 
 def fit_plane(

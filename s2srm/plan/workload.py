@@ -99,4 +99,3 @@ def cut(rows: Sequence[Row], per_step: int, most: int = 16) -> list[list[Row]]:
     endless = itertools.cycle(rows)
     count = max(1, min(most, len(rows) // per_step))
     return [list(itertools.islice(endless, per_step)) for _ in range(count)]
-

@@ -23,7 +23,8 @@ from s2srm.rewards.aligned import aligned_rewards
 from s2srm.rewards.base import RewardBatch, cumulative_lengths, shape_rewards
 from s2srm.rewards.token import rewards_from_stats
 from s2srm.rollout.base import Response
-from s2srm.rollout.hf import HFRollout, named_tensors
+from s2srm.rollout.build import build_rollout
+from s2srm.rollout.hf import named_tensors
 
 
 class ResponseStats(NamedTuple):
@@ -64,7 +65,7 @@ class Seq2SeqReward:
         self.sampling = SamplingConfig(
             max_correction_tokens, 0.0, generation_batch_size, kv_cache_gib
         )
-        self.generator = HFRollout.without_weights(engine.module.lm)
+        self.generator = build_rollout(engine.module.lm)
         self.scale = 1.0
 
     def calibrate(self, scale: float) -> None:
