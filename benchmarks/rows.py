@@ -100,14 +100,14 @@ def device_name(device: torch.device) -> str:
 
 
 @cache
-def source_hash(root: Path = ROOT) -> str:
-    """Twelve hex digits over the names and contents of the kernels' sources."""
+def source_hash(root: Path = ROOT, folders: tuple[str, ...] = ("kernels", "csrc")) -> str:
+    """Twelve hex digits over the names and contents of sources, by default the kernels'."""
     digest = hashlib.sha256()
     files = {
         path
-        for folder in (root / "kernels", root / "csrc")
+        for folder in folders
         for pattern in _SOURCES
-        for path in folder.rglob(pattern)
+        for path in (root / folder).rglob(pattern)
     }
     for path in sorted(files):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

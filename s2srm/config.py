@@ -150,6 +150,10 @@ class StageConfig:
     resume: str = "never"
     """auto: go on where the output folder holds a checkpoint, start where it does not; or a run's
     or a checkpoint's folder to go on from; never: start."""
+    keep_best: str | None = None
+    """Keep the model with the best value of this metric of eval_data under best/: eval/loss, for
+    PPO eval/reward/sum_mean, or another one. The lowest is best if its name ends in loss, else the
+    highest. null: none."""
     watchdog: NonNegativeFloat = 600.0
     """Seconds without progress (before the first step is done: three times as many, at least 60)
     after which the run is ended, with the rank and the phase that hang named; a rank that dies is
@@ -221,7 +225,10 @@ class SamplingConfig:
     temperature: NonNegativeFloat = 1.0
     """Divides the logits, in sampling and in every logprob; 0 in evaluation means greedy."""
     batch_size: PositiveInt = 64
-    """Prompts that one rank generates for at a time."""
+    """Most prompts that one rank generates for at a time."""
+    kv_cache_gib: NonNegativeFloat = 0.0
+    """GiB that the keys and values of these prompts and their responses may take; where fewer than
+    batch_size fit, fewer are generated for at a time. 0: batch_size alone decides."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +312,13 @@ class PPOConfig(StageConfig):
     critic: CriticConfig = field(default_factory=CriticConfig)
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts; chosen and rejected are not read."""
+    eval_data: DataConfig | None = None
+    """Held-out prompts (as many as its limit): reward, KL and length of a response to each are
+    logged under eval/. null: no evaluation."""
+    eval_every: NonNegativeInt = 10
+    """Evaluate every so many phases, before the first and after the last; 0: these two only."""
+    eval_temperature: NonNegativeFloat | None = None
+    """Temperature of these responses, 0 for greedy ones; null: that of sampling."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     kl: KLConfig = field(default_factory=KLConfig)

@@ -107,6 +107,7 @@ def gather_tensors(local: Tensor) -> list[Tensor]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [local]
     header = torch.tensor([local.numel(), _DTYPES.index(local.dtype)], device=local.device)
+    pulse.collective()
     headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
     dist.all_gather(headers, header)
     sizes, kinds = zip(*(found.tolist() for found in headers), strict=True)

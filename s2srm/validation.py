@@ -133,8 +133,22 @@ def data(key: str, cfg: DataConfig) -> None:
 def _supervised(cfg: SupervisedConfig) -> None:
     model("model", cfg.model)
     data("data", cfg.data)
-    if cfg.eval_data is not None:
-        data("eval_data", cfg.eval_data)
+    _evaluation(cfg, cfg.eval_data)
+
+
+def _evaluation(cfg: StageConfig, eval_data: DataConfig | None) -> None:
+    if eval_data is not None:
+        data("eval_data", eval_data)
+    if cfg.keep_best is None:
+        return
+    if not cfg.keep_best.startswith("eval/"):
+        raise UserError(
+            f"keep_best must name a metric of the evaluation, as eval/loss, got {cfg.keep_best!r}"
+        )
+    if eval_data is None:
+        raise UserError(
+            f"keep_best is {cfg.keep_best} and eval_data is missing: nothing is evaluated"
+        )
 
 
 def _rm(cfg: RMConfig) -> None:
@@ -149,6 +163,7 @@ def _ppo(cfg: PPOConfig) -> None:
             model_path(key, name)
     model("reward.model", cfg.reward.model)
     data("data", cfg.data)
+    _evaluation(cfg, cfg.eval_data)
     if cfg.sampling.temperature == 0:
         raise UserError("sampling.temperature must be greater than 0 where responses are sampled")
     if cfg.minibatch_size > cfg.rollout_size:

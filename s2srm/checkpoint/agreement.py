@@ -21,6 +21,7 @@ _FREE = {
     "watchdog",
     "log",
     "eval_every",
+    "keep_best",
 }
 _ROUNDING = {"engine", "microbatch_tokens", "attention", "gradient_checkpointing"}
 """Names, at any depth, whose value only changes the order in which numbers are added."""

@@ -40,6 +40,7 @@ _BEFORE_THE_FIRST_CHECKPOINT = {
     MARKER,
     CONFIG,
     *HISTORY,
+    "best",
     "checkpoints",
     "diverged",
     "stacks",

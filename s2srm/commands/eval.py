@@ -13,11 +13,13 @@ SUMMARY = "Compare policies on the same prompts: score, win rates, refusals, len
 def run(argv: Sequence[str]) -> None:
     """Evaluate, print the tables and the folder."""
     cfg = validate_eval(parse(EvalConfig, argv, "eval", SUMMARY))
+    from s2srm import distributed
     from s2srm.commands.libraries import quiet_libraries
     from s2srm.evaluation.run import evaluate
     from s2srm.report.terminal import print_evaluation, wide_console
 
     quiet_libraries()
     result = evaluate(cfg)
-    print_evaluation(result.output / "eval.json", wide_console())
-    print(f"evaluation: {result.output}")
+    if distributed.is_main():
+        print_evaluation(result.output / "eval.json", wide_console())
+        print(f"evaluation: {result.output}")

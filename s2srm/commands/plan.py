@@ -1,6 +1,7 @@
 """`s2srm plan`: memory, time and what fits, before anything is rented.
 
-The stage's own options are taken as they are; the stage follows from the recipe's name, or is given.
+The stage's own options are taken as they are; the stage follows from the recipe's name, or is
+given.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def run(argv: Sequence[str]) -> None:
     from s2srm.validation import expand_paths
 
     quiet_libraries()
-    plan = make_plan(stage, STAGES[stage].module, expand_paths(cfg), device, gpus * nodes, memory, lengths)
+    module, ranks = STAGES[stage].module, gpus * nodes
+    plan = make_plan(stage, module, expand_paths(cfg), device, ranks, memory, lengths)
     if "json" in own:
         print(json.dumps(as_json(plan), indent=2))
     else:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from s2srm import distributed
 from s2srm.config import EngineConfig, OptimConfig
 from s2srm.engine.base import Engine
+from s2srm.engine.heap import give_back_freed_memory
 from s2srm.engine.torch_engine import TorchEngine
 from s2srm.errors import UserError
 from s2srm.models.attention import MEANINGS, SDPA
@@ -54,6 +55,10 @@ def build_engine(
     engine.may_sleep = cfg.offload == "idle" and relieves(engine.device)
     pulse.beat()
     check_model(engine)
+    # Where models sleep, the next one that is built has the device to itself.
+    engine.sleep()
+    if engine.device.type == "cpu":
+        give_back_freed_memory()
     return engine
 
 

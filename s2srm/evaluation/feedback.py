@@ -59,11 +59,11 @@ class FeedbackModel:
     def __init__(
         self, reader: Reader, token: TokenRewardConfig, *, max_correction_tokens: int
     ) -> None:
-        """Load the weights of what `inputs.read_reward_model` found."""
+        """Load the weights of what `inputs.read_reward_model` found, whole on every rank."""
         self.tokenizer, self.template = reader.tokenizer, reader.template
         engine = build_engine(
             lambda zero: load_causal_lm(reader.cfg, zero_config=zero, train=False),
-            EngineConfig(kind="torch"),
+            EngineConfig(zero_stage=0),
             None,
         )
         cfg = RewardConfig(kind="seq2seq", model=reader.cfg, token=token, scale="none")

@@ -1,6 +1,8 @@
 """`s2srm eval`: every policy answers the same prompts, the answers are judged and compared.
 
-One process. Left out: judging by a language model over the network.
+Under torchrun every rank holds a whole policy and answers a share of the prompts; all ranks get all
+answers, and rank 0 writes. Left out: sharded policies, and judging by a language model over the
+network.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2srm import distributed
+from s2srm.balance import deal, deal_equal_counts
 from s2srm.config import ModelConfig
 from s2srm.data.schema import PromptText
-from s2srm.errors import UserError
 from s2srm.evaluation.config import EvalConfig, validate_eval
 from s2srm.evaluation.feedback import FeedbackModel, plain_text
 from s2srm.evaluation.inputs import (
@@ -32,6 +34,7 @@ from s2srm.models.load import load_lm
 from s2srm.outputs import writing
 from s2srm.progress import ProgressBar
 from s2srm.rollout.base import Response, sampling_seed
+from s2srm.rollout.gather import gather_responses
 from s2srm.rollout.hf import HFRollout, named_tensors
 from s2srm.runs import RunResult, prepare_output
 from s2srm.worlds import get_world
@@ -66,8 +69,7 @@ def evaluate(cfg: EvalConfig) -> RunResult:
     metrics are `<split>/<temperature>/<policy>/score` and `.../length`.
     """
     cfg = validate_eval(cfg)
-    if distributed.world_size() > 1:
-        raise UserError("eval runs in one process; start it without torchrun")
+    distributed.start()
     policies = {
         name: read_policy(f"policies.{name}", ModelConfig(path, cfg.precision), cfg.template)
         for name, path in cfg.policies.items()
@@ -94,13 +96,16 @@ def evaluate(cfg: EvalConfig) -> RunResult:
         "groups": summarise(records, against, cfg.num_resamples),
     }
     rows = [record.row() for record in records]
-    with writing(output):
-        (output / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        write_jsonl(output / "responses.jsonl", rows)
+    if distributed.is_main():
+        with writing(output):
+            text = json.dumps(result, indent=2) + "\n"
+            (output / "eval.json").write_text(text, encoding="utf-8")
+            write_jsonl(output / "responses.jsonl", rows)
     if feedback_model is not None:
         rows = _feedback(_chosen_for_reading(answers, cfg), feedback_model, judge, cfg)
-        with writing(output):
-            write_jsonl(output / "feedback.jsonl", rows)
+        if distributed.is_main():
+            with writing(output):
+                write_jsonl(output / "feedback.jsonl", rows)
     return RunResult(output, _flat_metrics(result))
 
 
@@ -141,12 +146,19 @@ def _answer(
         prompt_ids = task.split.ids[name]
         seeds = [sampling_seed(cfg.seed, task.sample, i) for i in range(len(prompt_ids))]
         sampling = dataclasses.replace(cfg.sampling, temperature=task.temperature)
-        step = cfg.sampling.batch_size
+        step = cfg.sampling.batch_size * distributed.world_size()
         for first in range(0, len(prompt_ids), step):
             part = slice(first, first + step)
-            responses = rollout.generate(
-                prompt_ids[part], seeds[part], sampling, policy.template.eos_id
+            lengths = [len(ids) for ids in prompt_ids[part]]
+            shares = deal_equal_counts(lengths, distributed.world_size())
+            mine = [first + i for i in shares[distributed.rank()]]
+            local = rollout.generate(
+                [prompt_ids[i] for i in mine],
+                [seeds[i] for i in mine],
+                sampling,
+                policy.template.eos_id,
             )
+            responses = gather_responses(shares, local)
             tokens = sum(len(response.tokens) for response in responses)
             bar.advance(len(responses), tokens, policy=name)
             for row, ids, response in zip(
@@ -176,20 +188,24 @@ def prompt_text(prompt: PromptText) -> str:
 
 def _score_by_reward(answers: list[Answer], model: FeedbackModel) -> list[Answer]:
     """Without a world: score = the RM's mean token reward, and how often it agrees."""
+    # What the RM reads of prompt | response | separator | response.
+    lengths = [len(a.prompt_ids) + 2 * len(a.response.tokens) for a in answers]
+    mine = deal(lengths, distributed.world_size())[distributed.rank()]
     rewards, rm_tokens, _ = model.token_rewards(
-        [answer.prompt_ids for answer in answers], [answer.response for answer in answers]
+        [answers[i].prompt_ids for i in mine], [answers[i].response for i in mine]
     )
-    scored: list[Answer] = []
-    for i, answer in enumerate(answers):
+    found: dict[int, tuple[float, float | None]] = {}
+    for place, i in enumerate(mine):
         agreement = None
         if rm_tokens is not None:
-            pairs = list(zip(rm_tokens[i], answer.response.tokens, strict=True))
+            pairs = list(zip(rm_tokens[place], answers[i].response.tokens, strict=True))
             agreement = sum(a == b for a, b in pairs) / len(pairs)
-        judgement = dataclasses.replace(
-            answer.record.judgement,
-            score=sum(rewards[i]) / len(rewards[i]),
-            agreement=agreement,
-        )
+        found[i] = sum(rewards[place]) / len(rewards[place]), agreement
+    opinions = {i: pair for part in distributed.gather_objects(found) for i, pair in part.items()}
+    scored: list[Answer] = []
+    for i, answer in enumerate(answers):
+        score, agreement = opinions[i]
+        judgement = dataclasses.replace(answer.record.judgement, score=score, agreement=agreement)
         record = dataclasses.replace(answer.record, judgement=judgement)
         scored.append(dataclasses.replace(answer, record=record))
     return scored

@@ -76,7 +76,8 @@ def packed_sdpa(
         _attend(q, k, v, None, scaling, sliding_window, softcap)
         for q, k, v in zip(*pieces, strict=True)
     ]
-    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+    # In this order contiguous by one copy, as a kernel leaves its output.
+    return torch.cat([out.transpose(1, 2) for out in outs], dim=1), None
 
 
 def _refuse_others(mask: Tensor | None, kwargs: dict[str, Any]) -> None:
@@ -191,9 +192,12 @@ def packed_flash(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         width = value.shape[3]
         if width < query.shape[3]:  # the kernels take one size of heads
             value = F.pad(value, (0, query.shape[3] - width))
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = flash.call(
             kernel,
-            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            q,
+            k,
+            v,
             cu_seq_lens_q,
             max_length_q,
             scale=scaling,

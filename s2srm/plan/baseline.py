@@ -2,9 +2,9 @@
 
     python -m s2srm.plan.baseline MODULE MODEL_TYPE deepspeed|torch
 
-imports the stage's module and what it imports on its way (transformers, the model's module, the tokenizers, the
-readers of data, DeepSpeed), makes one product, and prints its resident bytes. Left out: the data's
-own rows, and buffers that grow with use.
+imports the stage's module and what it imports on its way (transformers, the model's module, the
+tokenizers, the readers of data, DeepSpeed), builds an engine around a toy, which is checked and
+writes two tokens, and prints its resident bytes. Left out: the data's own rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from typing import Any
 
 
 def library_bytes(module: str, model_type: str, deepspeed: bool) -> int:
@@ -25,25 +26,34 @@ def library_bytes(module: str, model_type: str, deepspeed: bool) -> int:
 def _load(module: str, model_type: str, engine: str) -> None:
     importlib.import_module(module)
     import datasets  # noqa: F401
-    import tokenizers  # noqa: F401
     import torch
-    from transformers import AutoTokenizer, DynamicCache  # noqa: F401
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: F401
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    assert MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]] is not None
-    from s2srm_kernels import linear_cross_entropy
+    from s2srm.config import EngineConfig, OptimConfig
+    from s2srm.engine.build import build_engine
+    from s2srm.models.attention import SDPA
+    from s2srm.models.causal import PackedCausalLM
 
+    assert MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]] is not None
     if engine == "deepspeed":
         from s2srm.distributed import start_alone
         from s2srm.engine.deepspeed_engine import import_deepspeed
 
         import_deepspeed()
         start_alone()
-    hidden = torch.randn(8, 16, requires_grad=True)
-    weight = torch.randn(32, 16, requires_grad=True)
-    linear_cross_entropy(hidden, weight, torch.arange(8)).backward()
-    torch.optim.AdamW([weight], fused=True).step()
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    toy: Any = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    toy.set_attn_implementation(SDPA)
+    build_engine(lambda zero: PackedCausalLM(toy), EngineConfig(kind="torch"), OptimConfig())
+    toy.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2, pad_token_id=0)
 
 
 def _resident() -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from s2srm.config import (
     EngineConfig,
     ModelConfig,
@@ -22,7 +24,7 @@ from s2srm.config import (
 from s2srm.models.export import MAX_SHARD_BYTES
 from s2srm.plan.counts import Counts, count
 from s2srm.plan.devices import Device
-from s2srm.plan.lengths import Lengths, find_lengths, rows_per_example
+from s2srm.plan.lengths import Lengths, rows_per_example
 from s2srm.plan.passes import Pass, Passes
 from s2srm.plan.phases import Bytes, Head, Moment, add, at_rest, forward, training_moments
 from s2srm.plan.sources import Source, find_architecture
@@ -75,16 +77,15 @@ def architecture(path: str, trust_remote_code: bool, key: str) -> tuple[Source, 
     return source, count(source.config)
 
 
-@cache
-def passes_of(path: str, trust_remote_code: bool, key: str, precision: str, flash: bool) -> Passes:
-    """Traces that are kept, because a search for what fits asks again and again."""
-    return Passes(architecture(path, trust_remote_code, key)[0].config, precision, flash)
+_passes: dict[tuple[str, str, bool], Passes] = {}
 
 
-@cache
-def lengths_of(cfg: StageConfig) -> Lengths:
-    """Read once."""
-    return find_lengths(cfg)
+def passes_of(config: PretrainedConfig, precision: str, flash: bool) -> Passes:
+    """Traces of an architecture, kept: a search for what fits asks for them again and again."""
+    key = (config.to_json_string(), precision, flash)
+    if key not in _passes:
+        _passes[key] = Passes(config, precision, flash)
+    return _passes[key]
 
 
 class Estimate:
@@ -103,10 +104,13 @@ class Estimate:
 
     def moments(self) -> list[Moment]:
         """Every moment of the stage, in the order in which they come."""
-        if isinstance(self.cfg, PPOConfig):
-            return list(self._ppo(self.cfg))
-        assert isinstance(self.cfg, SupervisedConfig)
-        return list(self._supervised(self.cfg))
+        cfg = self.cfg
+        found = self._ppo(cfg) if isinstance(cfg, PPOConfig) else self._supervised(cfg)
+        return [self._with_holes(moment) for moment in found]
+
+    def _with_holes(self, moment: Moment) -> Moment:
+        holes = self.place.device.holes * moment.bytes.get("activations", 0.0)
+        return replace(moment, bytes=add(moment.bytes, {"heap holes": holes}))
 
     # Models and loads.
 
@@ -182,8 +186,7 @@ class Estimate:
             and cfg.precision == "bfloat16"
             and cfg.attention != "sdpa"
         )
-        key = "policy.path" if isinstance(self.cfg, PPOConfig) else "model.path"
-        return passes_of(cfg.path, cfg.trust_remote_code, key, cfg.precision, flash)
+        return passes_of(model.source.config, cfg.precision, flash)
 
     def packed(self, model: Model, kind: Pass, load: Load, train: bool) -> float:
         """Activations of a pass over the load's largest micro-batch."""
@@ -217,6 +220,14 @@ class Estimate:
         activations = self.packed(model, kind, load, train=False)
         return Moment(phase, kind, add(rest, forward(model.holding, activations)))
 
+    def _own_scoring(self, policy: Model, load: Load, rest: Bytes) -> Moment:
+        """Old logprobs. TorchEngine keeps the graph of the first forward for the first update."""
+        scoring = self._scoring("experience", policy, "logprobs", load, rest)
+        if self.sharded:
+            return scoring
+        kept: Bytes = {"activations": self.packed(policy, "ppo", load, train=True)}
+        return replace(scoring, what="first forward kept", bytes=add(scoring.bytes, kept))
+
     def generation(
         self, phase: str, model: Model, batch: int, width: int, new: int, rest: Bytes
     ) -> Iterator[Moment]:
@@ -242,7 +253,8 @@ class Estimate:
 
     # Stages.
 
-    def _supervised(self, cfg: SupervisedConfig) -> Iterator[Moment]:
+    def _supervised(self, cfg: StageConfig) -> Iterator[Moment]:
+        assert isinstance(cfg, SupervisedConfig)
         model, load = self.models["model"], self.loads()["train"]
         rest = add(self.place.overhead, at_rest(model.holding))
         yield self._loaded(["model"])
@@ -279,7 +291,7 @@ class Estimate:
             yield from self.generation("reward", reward, batch, read, new, rest)
         else:
             yield self._scoring("reward", reward, "token_stats", loads["read"], rest)
-        yield self._scoring("experience", policy, "logprobs", loads["train"], rest)
+        yield self._own_scoring(policy, loads["train"], rest)
         yield self._scoring("experience", reference, "logprobs", loads["train"], rest)
         yield self._scoring("experience", critic, "value", loads["train"], rest)
         yield from self._update("update policy", policy, "ppo", loads["train"], rest)

@@ -27,7 +27,8 @@ from s2srm.plan.lines import Plane, fit_plane
 from s2srm.plan.tracing import AllocationTrace
 
 Pass = Literal["cross_entropy_sum", "cross_entropy_none", "logprobs", "token_stats", "ppo", "value"]
-_LAYERS = (2, 3)
+_LAYERS, _PROMPTS = (2, 3), (2, 4)
+_MOST_SEQUENCES = 64
 
 
 class Passes:
@@ -66,7 +67,15 @@ class Passes:
                     _scalar(out).backward()
             return trace.peak
 
-        return fit_plane(measure, _LAYERS, (2, 4))
+        few = self._enough(length)
+        return fit_plane(measure, _LAYERS, (few, 2 * few))
+
+    def _enough(self, length: int) -> int:
+        """Sequences with which activations outweigh the gradient of a single matrix, which in a
+        trace of less would decide where the peak is."""
+        text = self.config.get_text_config()
+        widest = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        return min(_MOST_SEQUENCES, -(-4 * widest // length))
 
     def _prefill(self, width: int) -> Plane:
         """Peak bytes of reading prompts padded to `width`, its key-value cache included, by layers
@@ -78,7 +87,7 @@ class Passes:
                 _read(lm, prompts, width, DynamicCache(config=lm.config))
             return trace.peak
 
-        return fit_plane(measure, _LAYERS, (2, 4))
+        return fit_plane(measure, _LAYERS, _PROMPTS)
 
     def _decode(self, length: int) -> Plane:
         """Peak bytes of the last of the steps that grow a cache to `length` tokens, the cache
@@ -93,11 +102,11 @@ class Passes:
                 _read(lm, sequences, 1, past, length)
             return trace.peak
 
-        return fit_plane(measure, _LAYERS, (2, 4))
+        return fit_plane(measure, _LAYERS, _PROMPTS)
 
     def _module(self, layers: int, value: bool, train: bool) -> Any:
         with torch.device("meta"):
-            lm = self._lm(layers, self.attention)
+            lm: Any = self._lm(layers, self.attention)
             module = PackedValueModel(lm) if value else PackedCausalLM(lm)
         module.requires_grad_(False)
         if train:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from s2srm.plan.states import Holding
 
@@ -18,6 +18,7 @@ Kind = Literal[
     "gradients",
     "optimiser",
     "activations",
+    "heap holes",
     "KV cache",
     "gathered policy",
     "ZeRO live parameters",
@@ -25,7 +26,7 @@ Kind = Literal[
     "head workspace",
     "libraries",
 ]
-KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Bytes = Mapping[Kind, float]
 
 
@@ -60,7 +61,9 @@ class Head:
 
 def add(*parts: Bytes) -> dict[Kind, float]:
     """Kind by kind; kinds that nobody has are left out."""
-    found = {kind: sum(part.get(kind, 0.0) for part in parts) for kind in KINDS}
+    found: dict[Kind, float] = {
+        kind: float(sum(part.get(kind, 0.0) for part in parts)) for kind in KINDS
+    }
     return {kind: value for kind, value in found.items() if value > 0}
 
 

@@ -25,9 +25,9 @@ def make_plan(
 ) -> Plan:
     """The plan of one stage.
 
-    module: the stage's, which a process imports. device: a name of DEVICES, or cpu. memory: bytes of a rank, the device's own if None. lengths:
-    (prompt, response) tokens of every row, instead of the data's or the limits. UserError for a
-    model whose architecture cannot be known.
+    module: the stage's, which a process imports. device: a name of DEVICES, or cpu. memory: bytes
+    of a rank, the device's own if None. lengths: (prompt, response) tokens of every row, instead of
+    the data's or the limits. UserError for a model whose architecture cannot be known.
     """
     found = of_limits(cfg, *lengths) if lengths else find_lengths(cfg)
     where = this_cpu(ranks) if device == "cpu" else DEVICES[device]

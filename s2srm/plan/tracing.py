@@ -136,15 +136,17 @@ def _varlen(
 ) -> tuple[Tensor, None]:
     """models.attention.packed_flash for heads of one size; windows and softcaps cost no memory."""
     assert cu_seq_lens_q is not None
-    packed = (x[0].transpose(0, 1) for x in (query, key, value))
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     out = varlen_attn(
-        *packed,
+        query,
+        key,
+        value,
         cu_seq_lens_q,
         cu_seq_lens_q,
         max_length_q,
         max_length_q,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=True,
     )
     return out[None], None

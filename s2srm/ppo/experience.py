@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from s2srm.config import PPOConfig
-from s2srm.engine import Engine, PackedSegments
-from s2srm.packing import Packed
-from s2srm.ppo.exchange import Shares
+from s2srm.engine import Engine
 from s2srm.ppo.kl import k1, k3
-from s2srm.ppo.minibatches import Minibatch, Rollouts, responses_by_rank
+from s2srm.ppo.minibatches import Minibatch, Rollouts
+from s2srm.ppo.scoring import Forwards
 from s2srm.ppo.whitening import whiten
 from s2srm.rewards.base import RewardBatch
 from s2srm_kernels import gae
@@ -85,43 +84,14 @@ def collect_experience(
         kl_coef: beta of r_t - beta * k1_t.
         keep_first: the policy's update follows, before anything changes its weights.
     """
-    groups = [group for minibatch in first_epoch for group in minibatch.microbatches]
-    shares = Shares(responses_by_rank(first_epoch), rollouts.responses)
-    place = {number: i for i, number in enumerate(shares.mine)}
-    segments = rollouts.segments()
-    packed = PackedSegments(
-        [segments[number] for number in shares.mine],
-        [[place[number] for number in group] for group in groups],
-        policy.device,
-    )
-
+    forwards = Forwards(rollouts, first_epoch, policy.device)
+    temperature = cfg.sampling.temperature
+    values, last_values = forwards.values(critic)
+    ref_logprobs = forwards.logprobs(reference, temperature)
     kept: list[KeptForward] = []
-    keep_first = keep_first and policy.keeps_graphs
-
-    def logprobs(engine: Engine) -> Tensor:
-        def forward(batch: Packed) -> tuple[Tensor]:
-            hidden = None
-            if keep_first and engine is policy and batch is packed.batches[0]:
-                hidden = policy.train_forward(batch, "hidden")
-                kept.append(KeptForward(hidden))
-            temperature = cfg.sampling.temperature
-            found = engine(
-                batch, "logprobs", hidden=hidden, with_entropy=False, temperature=temperature
-            )
-            return (found.logprobs,)
-
-        (found,) = packed.map(engine, forward)
-        return shares.rows(found)
-
-    def read_values(batch: Packed) -> tuple[Tensor, Tensor]:
-        values = critic(batch)
-        return values[batch.rows], values[batch.last]
-
-    values, last_values = packed.map(critic, read_values)
-    values, last_values = shares.rows(values), shares.sequences(last_values)
-    ref_logprobs = logprobs(reference)
+    keep = (lambda hidden: kept.append(KeptForward(hidden))) if keep_first else None
     # Last: what is kept takes the memory of a micro-batch in training.
-    old_logprobs = logprobs(policy)
+    old_logprobs = forwards.logprobs(policy, temperature, keep if policy.keeps_graphs else None)
     finished = torch.tensor(
         [r.finished for r in rollouts.responses], dtype=torch.bool, device=policy.device
     )
@@ -139,7 +109,7 @@ def collect_experience(
         values=values,
         advantages=whiten(advantages) if cfg.whiten_advantages else advantages,
         returns=returns,
-        own=shares.mine,
+        own=forwards.shares.mine,
         kept=kept[0] if kept else None,
     )
 

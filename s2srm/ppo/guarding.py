@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from s2srm.config import PPOConfig
 from s2srm.guards import Place, Rows, check_rows
 from s2srm.packing import Segment, rows_of
-from s2srm.ppo.experience import Experience
 from s2srm.rewards.base import RewardBatch, cumulative_lengths
+
+if TYPE_CHECKING:
+    from s2srm.ppo.experience import Experience
 
 LOSSES = {"policy": "ppo/policy_loss", "critic": "ppo/value_loss"}
 POLICY_NUMBERS = {"loss": LOSSES["policy"], "ratio": "ppo/ratio_max", "KL": "ppo/update_kl"}

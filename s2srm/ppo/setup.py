@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from s2srm import distributed
 from s2srm.checkpoint.start import Start, start_run
-from s2srm.config import ModelConfig, PPOConfig
+from s2srm.config import DataConfig, ModelConfig, PPOConfig
 from s2srm.data.compat import check_same_tokenizer
 from s2srm.data.examples import tokenise_prompts
 from s2srm.data.loading import load_prompts, log_rows
@@ -32,12 +32,14 @@ from s2srm.watchdog import pulse
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads before any weight: its start, tokenizer, template and prompts as ids."""
+    """What a run reads before any weight: its start, tokenizer, template, prompts as ids, and those
+    of eval_data."""
 
     start: Start
     tokenizer: PreTrainedTokenizerBase
     template: Template
     prompts: list[list[int]]
+    held_out: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class Models:
     reference: Engine
     critic: Engine
     reward: RewardModel
+
+    def only(self, *busy: Engine | None) -> None:
+        """Where engine.offload is idle: the other models, and all optimisers, wait in host memory.
+
+        An optimiser comes back at its model's next backward, a model at its next forward.
+        """
+        for engine in (self.policy, self.reference, self.critic, self.reward.engine):
+            if engine is not None:
+                engine.sleep(weights=engine not in busy)
 
 
 def prepare(cfg: PPOConfig) -> Inputs:
@@ -69,11 +80,17 @@ def prepare(cfg: PPOConfig) -> Inputs:
             configs[f"{key} {model.path}"] = load_config(model, key)
     readers = {f"reward.model.path {cfg.reward.model.path}": rm_config, **configs}
     check_vocabularies(tokenizer, f"policy.path {cfg.policy.path}", config, readers)
-    rows, report = load_prompts(cfg.data)
     limit, reserve = room_for_prompts(cfg, template, [config, *configs.values()], rm_config)
-    tokenised, num_long = tokenise_prompts(rows, tokenizer, template, cfg.data, limit, reserve)
-    log_rows(cfg.data, len(tokenised), report, num_long)
-    return Inputs(start_run(cfg), tokenizer, template, [row.prompt for row in tokenised])
+
+    def read(data: DataConfig) -> list[list[int]]:
+        rows, report = load_prompts(data)
+        tokenised, num_long = tokenise_prompts(rows, tokenizer, template, data, limit, reserve)
+        log_rows(data, len(tokenised), report, num_long)
+        return [row.prompt for row in tokenised]
+
+    prompts = read(cfg.data)
+    held_out = [] if cfg.eval_data is None else read(cfg.eval_data)
+    return Inputs(start_run(cfg), tokenizer, template, prompts, held_out)
 
 
 def load_models(cfg: PPOConfig, inputs: Inputs) -> Models:
@@ -175,4 +192,5 @@ def _load_reward(cfg: PPOConfig, template: Template) -> RewardModel:
         microbatch_tokens=cfg.microbatch_tokens,
         max_correction_tokens=cfg.sampling.max_new_tokens,
         generation_batch_size=cfg.sampling.batch_size,
+        kv_cache_gib=cfg.sampling.kv_cache_gib,
     )

@@ -11,16 +11,17 @@ import time
 from functools import partial
 
 from s2srm import distributed
-from s2srm.balance import deal
+from s2srm.checkpoint.best import BestModel
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
+from s2srm.engine import Engine
 from s2srm.errors import UserError
 from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
 from s2srm.outputs import writing
-from s2srm.ppo.exchange import Shares, gather_reward
 from s2srm.ppo.experience import Experience, collect_experience
-from s2srm.ppo.guarding import check_experience, check_reward, trained_place
+from s2srm.ppo.guarding import check_experience, trained_place
+from s2srm.ppo.held_out import evaluate, is_due
 from s2srm.ppo.kl import KLController
 from s2srm.ppo.metrics import TokenMeans, phase_metrics
 from s2srm.ppo.minibatches import (
@@ -32,9 +33,9 @@ from s2srm.ppo.minibatches import (
 )
 from s2srm.ppo.sampler import Sampler
 from s2srm.ppo.samples import sample_rows
+from s2srm.ppo.scoring import score
 from s2srm.ppo.setup import Inputs, Models, load_models, prepare
 from s2srm.ppo.update import update
-from s2srm.rewards.base import RewardBatch, RewardModel
 from s2srm.rewards.calibration import RewardScale, unit_std_scale
 from s2srm.runs import RunResult, finish_run
 from s2srm.validation import validate
@@ -69,12 +70,25 @@ def train(cfg: PPOConfig, inputs: Inputs) -> RunResult:
         ) as saved,
     ):
         done = saved.resume(inputs.start)
+        best = BestModel(
+            cfg.keep_best,
+            output,
+            partial(models.policy.save, tokenizer=inputs.tokenizer, template=inputs.template),
+        )
         if done == 0:
             scale.set(calibrate(models, sampler, cfg))
+            if is_due(0, cfg):
+                found = evaluate(0, models, sampler, inputs.held_out, cfg)
+                logger.row(0, found)
+                best.after_evaluation(0, found)
         for phase in range(done, total):
             metrics = run_phase(phase, models, sampler, controller, inputs, cfg, logger)
             metrics["reward/scale"] = scale.value
+            if is_due(phase + 1, cfg):
+                check_models(models, phase + 1, cfg)
+                metrics |= evaluate(phase + 1, models, sampler, inputs.held_out, cfg)
             logger.row(phase + 1, metrics)
+            best.after_evaluation(phase + 1, metrics)
             logger.advance(
                 tokens=int(metrics["response/tokens"]),
                 reward=metrics["reward/sum_mean"],
@@ -103,7 +117,9 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
     scale = 1.0
     if cfg.reward.scale == "unit_std":
         pulse.phase("PPO calibration")
+        models.only(models.policy)
         rollouts = sampler.calibration()
+        models.only(models.reward.engine)
         reward = score(models.reward, rollouts, cfg, 0)
         check_different(rollouts, len(sampler.prompts))
         scale = unit_std_scale(reward.raw_sum)
@@ -121,20 +137,6 @@ def check_different(rollouts: Rollouts, num_prompts: int) -> None:
         )
 
 
-def score(model: RewardModel, rollouts: Rollouts, cfg: PPOConfig, phase: int) -> RewardBatch:
-    """Rewards of all responses, each by one rank. phase counts from 1, 0 is the calibration.
-
-    TrainingDiverged, which names the rank, where one is not finite.
-    """
-    prompts, responses = rollouts.prompts, rollouts.responses
-    lengths = [model.num_tokens(*pair) for pair in zip(prompts, responses, strict=True)]
-    shares = Shares(deal(lengths, distributed.world_size()), responses)
-    local = model([prompts[i] for i in shares.mine], [responses[i] for i in shares.mine])
-    segments = rollouts.segments()
-    check_reward(local, [segments[i] for i in shares.mine], cfg, phase)
-    return gather_reward(shares, local, responses)
-
-
 def run_phase(
     phase: int,
     models: Models,
@@ -148,12 +150,15 @@ def run_phase(
     started = time.perf_counter()
     name = f"PPO phase {phase + 1}"
     pulse.phase(f"{name}, rollout")
+    models.only(models.policy)
     rollouts = sampler.phase(phase)
     sampled = time.perf_counter()
 
     pulse.phase(f"{name}, reward")
+    models.only(models.reward.engine)
     reward = score(models.reward, rollouts, cfg, phase + 1)
     pulse.phase(f"{name}, experience")
+    models.only()
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
@@ -181,26 +186,32 @@ def run_phase(
 def learn(
     phase: int, models: Models, experience: Experience, first_epoch: list[Minibatch], cfg: PPOConfig
 ) -> dict[str, float]:
-    """ppo_epochs passes over the phase, each in another order."""
-    policy = models.policy if phase >= cfg.critic_warmup_steps else None
+    """ppo_epochs passes over the phase, each in another order: by the policy, then by the critic.
+
+    One does not read what the other writes, and so only one of them needs its optimiser at a time.
+    """
     means = TokenMeans(models.critic.device)
     found: dict[str, float] = {}
-    planned: list[Minibatch] = []
-    for epoch in range(cfg.ppo_epochs):
-        plan = first_epoch if epoch == 0 else epoch_plan(experience.rollouts, phase, epoch, cfg)
-        planned += plan
-        found |= update(
-            policy,
-            models.critic,
-            experience,
-            plan,
-            cfg,
-            means,
-            first_epoch=epoch == 0,
-            phase=phase + 1,
-            epoch=epoch + 1,
-        )
-    return found | means.reduce() | balance_metrics(planned)
+    rest = range(1, cfg.ppo_epochs)
+    plans = [first_epoch, *(epoch_plan(experience.rollouts, phase, e, cfg) for e in rest)]
+    learners: list[tuple[Engine | None, Engine | None]] = [(None, models.critic)]
+    if phase >= cfg.critic_warmup_steps:
+        learners.insert(0, (models.policy, None))
+    for policy, critic in learners:
+        models.only(policy or models.critic)
+        for epoch, plan in enumerate(plans):
+            found |= update(
+                policy,
+                critic,
+                experience,
+                plan,
+                cfg,
+                means,
+                first_epoch=epoch == 0,
+                phase=phase + 1,
+                epoch=epoch + 1,
+            )
+    return found | means.reduce() | balance_metrics([m for plan in plans for m in plan])
 
 
 def epoch_plan(rollouts: Rollouts, phase: int, epoch: int, cfg: PPOConfig) -> list[Minibatch]:

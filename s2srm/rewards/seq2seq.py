@@ -48,19 +48,23 @@ class Seq2SeqReward:
         microbatch_tokens: int,
         max_correction_tokens: int,
         generation_batch_size: int = 64,
+        kv_cache_gib: float = 0.0,
     ) -> None:
         """
         engine: around a PackedCausalLM.
         microbatch_tokens: tokens of one packed forward.
         max_correction_tokens: longest correction that is generated, end of sequence included.
-        generation_batch_size: corrections that are generated at a time.
+        generation_batch_size: most corrections that are generated at a time.
+        kv_cache_gib: what their keys and values may take; 0 for no limit.
         """
         assert isinstance(engine.module, PackedCausalLM)
         self.engine = engine
         self.template = template
         self.cfg = cfg
         self.microbatch_tokens = microbatch_tokens
-        self.sampling = SamplingConfig(max_correction_tokens, 0.0, generation_batch_size)
+        self.sampling = SamplingConfig(
+            max_correction_tokens, 0.0, generation_batch_size, kv_cache_gib
+        )
         self.generator = build_rollout(engine.module.lm)
         self.scale = 1.0
 

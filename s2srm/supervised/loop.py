@@ -4,7 +4,7 @@ A stage is a `Task`: what a row becomes, its loss, its metrics. Everything that 
 averaged over all ranks and all micro-batches of a step, so that the number of ranks and the token
 budget change nothing but speed.
 
-Left out: early stopping and choosing a best checkpoint.
+Left out: early stopping.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from s2srm import distributed
 from s2srm.balance import deal_forwards, max_over_mean
+from s2srm.checkpoint.best import BestModel
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.checkpoint.start import Start, start_run
 from s2srm.config import DataConfig, SupervisedConfig
@@ -154,9 +155,16 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
         Checkpoints(cfg, output, {"model": engine}, {"log": log}, total, data.train) as saved,
     ):
         done = saved.resume(data.start)
+        best = BestModel(
+            cfg.keep_best,
+            output,
+            partial(engine.save, tokenizer=data.tokenizer, template=data.template),
+        )
         if data.dev and done == 0:
             place = _place(cfg, task, 0, num_updates=0)
-            log.row(0, evaluate(engine, task, data.dev, cfg.microbatch_tokens, place))
+            row = evaluate(engine, task, data.dev, cfg.microbatch_tokens, place)
+            log.row(0, row)
+            best.after_evaluation(0, row)
         for step, indices in itertools.islice(enumerate(batches, start=1), done, None):
             rows = [data.train[i] for i in indices]
             place = _place(cfg, task, step, num_updates=step - 1)
@@ -168,6 +176,7 @@ def train(cfg: SupervisedConfig, task: Task[Row], data: Prepared[Row]) -> RunRes
                 place = _place(cfg, task, step, num_updates=step)
                 row |= evaluate(engine, task, data.dev, cfg.microbatch_tokens, place)
             log.row(step, row)
+            best.after_evaluation(step, row)
             log.advance(tokens=tokens, loss=row["loss"])
             pulse.settle()
             place = _place(cfg, task, step, num_updates=step)

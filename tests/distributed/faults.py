@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -35,7 +37,7 @@ from s2srm.watchdog import pulse
 @dataclass(frozen=True)
 class Case:
     """A run of two ranks. Rank `rank` meets the fault at its `beat`-th beat in a phase whose name
-    begins with `phase` (any phase where it is empty)."""
+    begins with `phase` (any phase where it is empty). program: in the place of a stage."""
 
     name: str
     stage: str
@@ -45,6 +47,7 @@ class Case:
     phase: str = ""
     ranks: int = 2
     settings: dict[str, Any] = field(default_factory=dict)
+    program: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,17 +162,23 @@ def arm(case: Case, marker: Path) -> None:
     pulse.Page.beat, pulse.Page.say = counted, named
 
 
-def play(case: Case, root: Path, out: Path, timeout: float = 120.0) -> Ended:
-    """Run a case in the folder `out`; ranks that are alive after the timeout are killed."""
+def start(case: Case, root: Path, out: Path) -> list[int]:
+    """The process ids of the ranks of a case, which runs in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"watchdog": 3.0, "resume": "auto", **case.settings}
-    cfg = config(case.stage, root, out / "run", **settings)
-    (out / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg)))
+    if case.stage:
+        settings = {"watchdog": 5.0, "resume": "auto", **case.settings}
+        cfg = config(case.stage, root, out / "run", **settings)
+        (out / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg)))
+    return [_fork(case, rank, port, out) for rank in range(case.ranks)]
+
+
+def play(case: Case, root: Path, out: Path, timeout: float = 120.0) -> Ended:
+    """Run a case in the folder `out`; ranks that are alive after the timeout are killed."""
     started = time.monotonic()
-    children = [_fork(case, rank, port, out) for rank in range(case.ranks)]
+    children = start(case, root, out)
     codes = [_wait(child, started + timeout) for child in children]
     seconds = time.monotonic() - started
     # A guardian speaks before it ends its rank.
@@ -195,6 +204,11 @@ def _fork(case: Case, rank: int, port: int, out: Path) -> int:
     if case.fault and rank == case.rank:
         arm(case, out / "reached")
     torch.set_num_threads(1)
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    if case.program is not None:
+        run_and_exit(case.program)
     run_and_exit(lambda: cli.main([case.stage, "--config", str(out / "config.yaml")]))
 
 

@@ -17,8 +17,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "ppo"))
 from ppo_tiny import lm, ppo_config, prompts_file, save_folder
 
 from s2srm import distributed
-from s2srm.config import KLConfig, ModelConfig, PPOConfig, RewardConfig, TokenRewardConfig
+from s2srm.config import (
+    DataConfig,
+    KLConfig,
+    ModelConfig,
+    PPOConfig,
+    RewardConfig,
+    SamplingConfig,
+    TokenRewardConfig,
+)
 from s2srm.engine import Engine
+from s2srm.evaluation.config import EvalConfig
+from s2srm.evaluation.run import evaluate
 from s2srm.ppo import experience as experience_module
 from s2srm.ppo import train as ppo
 from s2srm.ppo.kl import KLController
@@ -37,6 +47,12 @@ def make_root(root: Path) -> None:
     save_folder(lm("llama", seed=1), root / "rm")
     save_folder(lm("llama", seed=2), root / "scalar_rm", score_seed=3)
     prompts_file(root / "prompts.jsonl")
+
+
+def held_out(root: Path) -> DataConfig:
+    """Fewer prompts than the responses of a phase."""
+    columns = {"prompt": "prompt"}
+    return DataConfig(str(root / "prompts.jsonl"), format="columns", columns=columns, limit=3)
 
 
 def case_config(case: str, root: Path, out: Path) -> PPOConfig:
@@ -101,8 +117,8 @@ def run_case(case: str, root: Path, out: Path) -> dict[str, Any]:
     phases: list[dict[str, Any]] = []
     original = experience_module.collect_experience
 
-    def recorded(*args: Any) -> Any:
-        experience = original(*args)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        experience = original(*args, **kwargs)
         phases.append(_by_response(experience))
         return experience
 
@@ -178,6 +194,23 @@ def _weights(engine: Engine) -> dict[str, torch.Tensor]:
         return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
 
 
+def compare_policies(root: Path, out: Path) -> None:
+    """`s2srm eval`: more ranks than prompts in its last batch."""
+    columns = {"prompt": "prompt"}
+    evaluate(
+        EvalConfig(
+            output=str(out / "eval"),
+            policies={"a": str(root / "llama"), "b": str(root / "gemma3-tied")},
+            data=DataConfig(str(root / "prompts.jsonl"), format="columns", columns=columns),
+            reward_model=ModelConfig(str(root / "rm")),
+            sampling=SamplingConfig(max_new_tokens=6, batch_size=3),
+            num_prompts=7,
+            num_resamples=100,
+            feedback_rows=3,
+        )
+    )
+
+
 def gathered() -> list[torch.Tensor]:
     """What ranks with 0, 3, ... numbers get of each other."""
     rank = distributed.rank()
@@ -195,8 +228,10 @@ def main(root: Path, out: Path) -> None:
     # The whole stage, with samples and saving; one of two ranks has nothing to do but keep step.
     cfg = case_config("untied", root, out)
     sizes = {"rollout_size": 1, "minibatch_size": 1, "total_steps": 1}
+    sizes |= {"eval_data": held_out(root), "keep_best": "eval/reward/sum_mean"}
     ppo.run(replace(cfg, output=str(out / "stage"), **sizes))
     results["gathered"] = gathered()
+    compare_policies(root, out)
     if distributed.is_main():
         torch.save(results, out / "results.pt")
     distributed.barrier()

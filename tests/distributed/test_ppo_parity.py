@@ -148,6 +148,17 @@ def test_the_stage_on_two_ranks_saves_what_one_rank_saves(root: Path, results: A
         one, two = (AutoModelForCausalLM.from_pretrained(root / n / folder) for n in ("one", "two"))
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(two.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+    best = [json.loads((root / n / "stage/best/best.json").read_text()) for n in ("one", "two")]
+    assert best[0] == best[1] | {"value": pytest.approx(best[1]["value"], rel=1e-5)}
+    assert AutoModelForCausalLM.from_pretrained(root / "two/stage/best")
+    rows = [
+        json.loads((root / n / "stage/metrics.jsonl").read_text().splitlines()[-1])
+        for n in ("one", "two")
+    ]
+    evaluated = {name for name in rows[0] if name.startswith("eval/")}
+    assert len(evaluated) == 6
+    for name in evaluated:
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4, abs=1e-6), name
     texts = [
         (root / n / "stage" / "samples.jsonl").read_text().splitlines() for n in ("one", "two")
     ]
@@ -156,3 +167,17 @@ def test_the_stage_on_two_ranks_saves_what_one_rank_saves(root: Path, results: A
     for mine, theirs in zip(*rows, strict=True):
         for name in ("prompt", "response", "tokens", "rm_tokens", "correction"):
             assert mine[name] == theirs[name] is not None
+
+
+def test_policies_are_compared_as_on_one_rank(root: Path, results: Any) -> None:
+    one, two = (root / name / "eval" for name in ("one", "two"))
+    for name in ("responses.jsonl", "feedback.jsonl"):
+        mine, theirs = ((out / name).read_text().splitlines() for out in (one, two))
+        assert len(mine) == len(theirs) == (28 if name == "responses.jsonl" else 3)
+        for a, b in zip(map(json.loads, mine), map(json.loads, theirs), strict=True):
+            assert a == b | {k: pytest.approx(v) for k, v in b.items() if isinstance(v, float)}
+    mine, theirs = (json.loads((out / "eval.json").read_text()) for out in (one, two))
+    for a, b in zip(mine["groups"], theirs["groups"], strict=True):
+        assert a["policies"].keys() == b["policies"].keys() == {"a", "b"}
+        for name, policy in a["policies"].items():
+            assert policy["score"] == pytest.approx(b["policies"][name]["score"])

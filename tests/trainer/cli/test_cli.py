@@ -90,7 +90,7 @@ def test_other_ranks_leave_the_printing_to_rank_0(monkeypatch, capsys):
     assert waited and "unknown command" in capsys.readouterr().err
 
 
-def test_demo_and_eval_refuse_torchrun(monkeypatch, capsys):
+def test_demo_refuses_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["demo"]) == 2
     assert "without torchrun" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def stage(output: str | Path) -> ChainedStage:
     return ChainedStage(Path(output).name, Stage(StageConfig, "chain_stages", ""), cfg)
 
 
-def once_started(act: Callable[[multiprocessing.process.BaseProcess], None]) -> threading.Thread:
+def once_started(act: Callable[[BaseProcess], None]) -> threading.Thread:
     """A thread that waits for the first process, and then acts."""
 
     def watch() -> None:

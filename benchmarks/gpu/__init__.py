@@ -1,0 +1,1 @@
+"""Everything that a machine with a GPU is for, in one command: `make gpu`."""
