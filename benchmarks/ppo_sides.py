@@ -93,6 +93,7 @@ class OurSide:
         from s2srm.ppo.sampler import Sampler
         from s2srm.ppo.setup import Models
         from s2srm.rewards.scalar import ScalarReward
+        from s2srm.rollout.hf import HFRollout
 
         model = ModelConfig(path=problem.model)
         optim = OptimConfig(lr=LR, schedule="constant")
@@ -127,7 +128,9 @@ class OurSide:
             reward=ScalarReward(reward, cfg.reward, microbatch_tokens=cfg.microbatch_tokens),
         )
         self.sampler = Sampler(self.models.policy, problem.prompts, problem.eos_id, cfg)
-        force_lengths(self.sampler.generator.model, problem)
+        generator = self.sampler.generator
+        assert isinstance(generator, HFRollout)
+        force_lengths(generator.model, problem)
         self.controller = KLController(cfg.kl)
         self.train = train
 

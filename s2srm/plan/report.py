@@ -8,7 +8,7 @@ from typing import Any
 
 from s2srm.plan.devices import GIB, Device, Efficiency
 from s2srm.plan.fit import Remedy
-from s2srm.plan.phases import KINDS, Moment
+from s2srm.plan.phases import KINDS, Kind, Moment
 from s2srm.plan.timing import PhaseTime
 
 
@@ -93,7 +93,7 @@ def as_text(plan: Plan) -> Iterator[str]:
 def _memory(plan: Plan) -> Iterator[str]:
     moments = plan.moments
     yield "GiB of one rank at the largest moment of each phase"
-    kinds = [kind for kind in KINDS if any(m.bytes.get(kind, 0) >= 1 for m in moments)]
+    kinds: list[Kind] = [kind for kind in KINDS if any(m.bytes.get(kind, 0) >= 1 for m in moments)]
     width = max(10, *(len(m.phase) + 2 for m in moments))
     yield f"{'':<22}" + "".join(f"{m.phase:>{width}}" for m in moments)
     for kind in kinds:

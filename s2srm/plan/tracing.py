@@ -137,7 +137,8 @@ def _varlen(
     """models.attention.packed_flash for heads of one size; windows and softcaps cost no memory."""
     assert cu_seq_lens_q is not None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = varlen_attn(
+    # Without its lse it is one tensor.
+    out: Tensor = varlen_attn(  # pyright: ignore[reportAssignmentType]
         query,
         key,
         value,
