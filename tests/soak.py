@@ -83,7 +83,9 @@ def kills(root: Path, out: Path, count: int, draw: random.Random) -> list[tuple[
             f"{num_kills} kills, {half_written} in a checkpoint, {damaged} damaged, {rounds} runs"
         )
         found.append((f"kills {stage}", not problem, f"{text} {problem}"))
+        print(*found[-1], flush=True)
         found.append(other_ranks(stage, root, out))
+        print(*found[-1], flush=True)
     return found
 
 
