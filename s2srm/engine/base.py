@@ -101,8 +101,10 @@ class Engine(ABC):
         if not self.may_sleep:
             return
         if self.optimizer is not None and not self._training.is_asleep:
+            # It wakes the weights, which have no address while they sleep.
+            training = self.training_tensors()
             used = set(map(address, self.weight_tensors()))
-            others = [t for t in self.training_tensors() if address(t) not in used]
+            others = [t for t in training if address(t) not in used]
             self._training.sleep(others, self.scratch_tensors())
         if weights and not self._weights.is_asleep:
             self._weights.sleep(self.weight_tensors())

@@ -77,19 +77,26 @@ USES: dict[str, Callable[[Engine], object]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sleep_between_steps_changes_nothing(kind: str, dtype: torch.dtype, sleepy: None) -> None:
     awake, engine = engine_for(dtype, kind), engine_for(dtype, kind)
+    assert engine.optimizer is not None
+    assert awake._weights.is_asleep, "built asleep: the next model has the device to itself"
+    awake.wake()
     awake.may_sleep = False
     for _ in range(2):
         engine.sleep()
         awake.sleep()
         weights = engine.weight_tensors()
-        state = [t for s in engine.optimizer.state.values() for t in s.values() if t.dim()]  # type: ignore[union-attr]
-        assert held(weights) == held(state) == held(engine.scratch_tensors()) == 0
-        assert held(awake.weight_tensors()) > 0
+        state = [t for s in engine.optimizer.state.values() for t in s.values() if t.dim()]
+        # Numbers alone in the assertions: pytest would print what is asleep.
+        sizes = [held(tensors) for tensors in (weights, state, engine.scratch_tensors())]
+        still = held(awake.weight_tensors())
+        assert sizes == [0, 0, 0] and still > 0
         assert float(engine(BATCH, reduction="sum")) == float(awake(BATCH, reduction="sum"))
-        assert held(weights) > 0 and held(state) == 0, "a forward needs no moments"
+        sizes = [held(weights), held(state)]
+        assert sizes[0] > 0 and sizes[1] == 0, "a forward needs no moments"
         assert step(engine) == step(awake)
         engine.sleep(weights=False)
-        assert held(weights) > 0
+        still = held(weights)
+        assert still > 0
     found = zip(engine.pieces(), awake.pieces(), strict=True)
     assert all(torch.equal(mine.weight, theirs.weight) for mine, theirs in found)
 
@@ -111,7 +118,8 @@ def test_frozen_models_sleep(sleepy: None) -> None:
     engine = engine_for(torch.float32, train=False)
     before = engine(BATCH, reduction="sum")
     engine.sleep()
-    assert held(engine.weight_tensors()) == 0
+    still = held(engine.weight_tensors())
+    assert still == 0
     assert torch.equal(engine(BATCH, reduction="sum"), before)
 
 
