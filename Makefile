@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 # Tested versions; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: venv build demo test bench gpu lint type clean
+.PHONY: venv build demo test bench soak gpu lint type clean
 
 venv: $(VENV)/.ready
 
@@ -36,6 +36,11 @@ bench: build
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
 		--benchmark-only --benchmark-group-by=group --benchmark-sort=min \
 		--benchmark-columns=min,median,max,rounds
+
+# Hundreds of kills, exits and faults of two ranks: an hour or more. SOAK=kills, exits, faults.
+SOAK ?= all
+soak: build
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(SOAK)
 
 # On a machine with a GPU: build, tests, compute-sanitizer, comparison; the trainer's stages, a PPO
 # phase of Gemma-2B's shape, real data; a short table. Under 8 and 6 minutes; one of them with

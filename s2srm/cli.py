@@ -96,6 +96,9 @@ def _fail(message: str) -> int:
     print(line, file=sys.stderr, flush=True)
     if launcher.is_launched():
         launcher.leave_last_word(line)
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+            # It imports torch, which a line of error does not wait for otherwise.
+            importlib.import_module("s2srm.watchdog.watch").announce(message)
     return 2
 
 

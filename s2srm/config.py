@@ -15,6 +15,7 @@ from s2srm.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 DecayRate = Annotated[float, Bounds(0, below=1)]
 Precision = Literal["float32", "float64", "bfloat16"]
+RewardKind = Literal["seq2seq", "scalar"]
 DataFormat = Literal[
     "auto", "columns", "pku_saferlhf", "anthropic_hh", "tldr_comparisons", "ultrafeedback"
 ]
@@ -224,7 +225,10 @@ class SamplingConfig:
     temperature: NonNegativeFloat = 1.0
     """Divides the logits, in sampling and in every logprob; 0 in evaluation means greedy."""
     batch_size: PositiveInt = 64
-    """Prompts that one rank generates for at a time."""
+    """Most prompts that one rank generates for at a time."""
+    kv_cache_gib: NonNegativeFloat = 0.0
+    """GiB that the keys and values of these prompts and their responses may take; where fewer than
+    batch_size fit, fewer are generated for at a time. 0: batch_size alone decides."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,7 @@ class TokenRewardConfig:
 class RewardConfig:
     """The reward that PPO maximises."""
 
-    kind: Literal["seq2seq", "scalar"] = "seq2seq"
+    kind: RewardKind = "seq2seq"
     """Which reward model: text (a reward per token) or Bradley-Terry (one at the last token)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     token: TokenRewardConfig = field(default_factory=TokenRewardConfig)

@@ -184,6 +184,7 @@ def check_trained(engine: Engine, place: Place) -> None:
 
     The loss of a step is that of the weights before it; this looks at those after the last one.
     """
+    engine.wake(weights_only=True)
     # Under ZeRO-3 a rank has its own piece of a parameter.
     pieces = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
     bad = torch.stack([(~piece.isfinite()).any().to(engine.device) for piece in pieces]).any()

@@ -136,7 +136,9 @@ def plan_error(cfg: PPOConfig, work: Path, device: torch.device, measured: Figur
     command += ["--device", known or "cpu", "--gpus", "1", "--json"]
     command += ["--prompt_tokens", str(_prompt_tokens(work))]
     command += ["--response_tokens", str(cfg.sampling.max_new_tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    # For a CPU the planner measures this one and imports what the stage imports.
+    limit = 300 if known is None else 60
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
     if done.returncode != 0:
         raise RuntimeError(f"s2srm plan: {done.stderr.strip()[-300:]}")
     plan: dict[str, Any] = json.loads(done.stdout)

@@ -106,6 +106,7 @@ class Checkpoints:
             saved = state["engines"][name]
             paths = [start.checkpoint / file for file in saved["files"]]
             _restore(engine, TensorFiles(paths), saved, start.checkpoint)
+            engine.sleep()
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         if distributed.rank() < len(state["rng"]):
@@ -172,6 +173,7 @@ class Checkpoints:
                 )
             ]
             found[file] = write_tensors(folder / file, entries)
+            engine.sleep(weights=False)
         return found
 
     def _state(self, step: int, rng: list[Any], names: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import get_args
 
 from s2srm.evaluation.config import WorldName
 
@@ -88,11 +89,12 @@ class DemoSettings:
         )
 
 
-SETTINGS: dict[WorldName, DemoSettings] = {
+_OWN: dict[WorldName, DemoSettings] = {
     # With more identity mapping this RM copies padding, which is then rewarded; with as little, the
     # safety world's RM replaces refusals that should stay.
     "summarization": DemoSettings(identity_weight=0.03),
-    "safety": DemoSettings(),
-    "instructions": DemoSettings(),
+}
+SETTINGS: dict[WorldName, DemoSettings] = {
+    world: _OWN.get(world, DemoSettings()) for world in get_args(WorldName)
 }
 """The worlds in the order of `--all`."""

@@ -55,6 +55,8 @@ def build_engine(
     engine.may_sleep = cfg.offload == "idle" and relieves(engine.device)
     pulse.beat()
     check_model(engine)
+    # Where models sleep, the next one that is built has the device to itself.
+    engine.sleep()
     if engine.device.type == "cpu":
         give_back_freed_memory()
     return engine

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from s2srm import distributed
 from s2srm.config import EngineConfig, OptimConfig
 from s2srm.engine.base import Engine, StepInfo
+from s2srm.engine.heap import keep_freed_memory
 from s2srm.engine.optim import build_optimizer, learning_rate
 from s2srm.engine.pieces import Piece, whole_pieces, zero_3_pieces, zero_12_pieces
 from s2srm.errors import UserError
@@ -61,6 +62,8 @@ class DeepSpeedEngine(Engine):
         self.replicated = self.stage == 0
         if optim is None:
             self.module.requires_grad_(False)
+        if optim is not None and self.device.type == "cpu":
+            keep_freed_memory()
         self.optimizer = None if optim is None else build_optimizer(self.module, optim)
         log_once(
             f"DeepSpeed {self.deepspeed.__version__}: ZeRO-{self.stage}, "

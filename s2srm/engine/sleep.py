@@ -72,7 +72,7 @@ def _storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
     found: dict[int, torch.UntypedStorage] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        # A memory-mapped file, which has no size of its own, is in host memory anyway.
+        # On a CPU a view of a file, or what numpy has seen, cannot be resized; no GPU has such.
         if storage.nbytes() and storage.resizable():
             found.setdefault(address(tensor), storage)
     return list(found.values())

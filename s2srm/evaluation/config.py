@@ -17,7 +17,7 @@ from s2srm.config import (
 from s2srm.errors import UserError
 from s2srm.validation import data, expand_paths, model, model_path, output_folder
 
-WorldName = Literal["safety", "summarization", "instructions"]
+WorldName = Literal["summarization", "safety", "instructions"]
 
 
 @dataclass(frozen=True)

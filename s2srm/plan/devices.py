@@ -35,8 +35,6 @@ class Device:
     ranks: float = 1.0 * GIB
     reserve: float = 0.04
     """Share of what is allocated that the caching allocator loses to rounding and fragments."""
-    holes: float = 0.0
-    """Share of a pass's activations that lies in holes of a C library's heap beside them."""
     is_cpu: bool = False
 
 
@@ -63,10 +61,6 @@ DEVICES = {
     "h200": Device("H200 SXM 141 GB", 989e12, 67e12, 4.8e12, 450e9, 139.7 * GIB),
     "a100": Device("A100 SXM 80 GB", 312e12, 19.5e12, 2.04e12, 300e9, 79.1 * GIB),
 }
-GLIBC_HOLES = 0.5
-"""glibc keeps blocks under 32 MiB in a heap, and a freed one serves only smaller requests. With
-MALLOC_MMAP_THRESHOLD_=131072, where every tensor is mapped by itself, a run takes what its trace
-says; in the heap its passes took half as much again (benchmarks/LOG.md)."""
 NODE_LINK = 50e9
 """Bytes a second and direction between nodes for each GPU: one 400 Gbit/s adapter."""
 
@@ -92,7 +86,6 @@ def this_cpu(ranks: int) -> Device:
         context=0,
         ranks=0,
         reserve=0,
-        holes=GLIBC_HOLES,
         is_cpu=True,
     )
 

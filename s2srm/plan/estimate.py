@@ -106,11 +106,7 @@ class Estimate:
         """Every moment of the stage, in the order in which they come."""
         cfg = self.cfg
         found = self._ppo(cfg) if isinstance(cfg, PPOConfig) else self._supervised(cfg)
-        return [self._with_holes(moment) for moment in found]
-
-    def _with_holes(self, moment: Moment) -> Moment:
-        holes = self.place.device.holes * moment.bytes.get("activations", 0.0)
-        return replace(moment, bytes=add(moment.bytes, {"heap holes": holes}))
+        return list(found)
 
     # Models and loads.
 

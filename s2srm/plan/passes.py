@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
-from s2srm.models import flash as flash_attention
 from s2srm.models.attention import SDPA
+from s2srm.models import flash as flash_attention
 from s2srm.models.causal import PackedCausalLM
 from s2srm.models.load import DTYPES, disable_dropout
 from s2srm.models.trunk import own_attention

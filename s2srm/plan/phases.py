@@ -18,7 +18,6 @@ Kind = Literal[
     "gradients",
     "optimiser",
     "activations",
-    "heap holes",
     "KV cache",
     "gathered policy",
     "ZeRO live parameters",
@@ -67,17 +66,15 @@ def add(*parts: Bytes) -> dict[Kind, float]:
     return {kind: value for kind, value in found.items() if value > 0}
 
 
-def at_rest(holding: Holding, weights: bool = True, training: bool = True) -> Bytes:
-    """Between steps. weights, training: whether they are on the device (engine.offload idle)."""
-    found: dict[Kind, float] = {}
-    if weights:
-        found["weights"] = holding.weights
-    if training:
-        found["master weights"] = holding.master
-        found["optimiser"] = holding.optimiser
-        found["gradients"] = holding.gradients_held
-        found["buckets"] = holding.buckets
-    return found
+def at_rest(holding: Holding) -> Bytes:
+    """Between steps."""
+    return {
+        "weights": holding.weights,
+        "master weights": holding.master,
+        "optimiser": holding.optimiser,
+        "gradients": holding.gradients_held,
+        "buckets": holding.buckets,
+    }
 
 
 def forward(holding: Holding, activations: float, head: float = 0.0) -> Bytes:

@@ -40,6 +40,7 @@ class TokenMeans:
     """Token-weighted means, and maxima, of what micro-batches report; stays on the device."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._sums = torch.zeros(len(MEANS), dtype=torch.float64, device=device)
         self._weights = torch.zeros(len(MEANS), dtype=torch.float64, device=device)
         self._largest = torch.full((len(LARGEST),), -math.inf, device=device)

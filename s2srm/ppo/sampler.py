@@ -14,8 +14,9 @@ from s2srm.config import PPOConfig, SamplingConfig
 from s2srm.engine import Engine
 from s2srm.ppo.minibatches import Rollouts, permutation, prompt_schedule
 from s2srm.rollout.base import sampling_seed
+from s2srm.rollout.build import build_rollout
 from s2srm.rollout.gather import gather_responses
-from s2srm.rollout.hf import HFRollout, named_tensors
+from s2srm.rollout.hf import named_tensors
 
 CALIBRATION_PHASE = -1
 """Calibration's own number in the seeds; training phases count from 0."""
@@ -37,7 +38,7 @@ class Sampler:
         self.prompts = [list(prompt) for prompt in prompts]
         self.eos_id = eos_id
         self.cfg = cfg
-        self.generator = HFRollout.without_weights(self._lm())
+        self.generator = build_rollout(self._lm())
 
     def phase(self, phase: int) -> Rollouts:
         """Responses to the phase's next rollout_size prompts; all ranks must call it."""

@@ -51,6 +51,15 @@ class Models:
     critic: Engine
     reward: RewardModel
 
+    def only(self, *busy: Engine | None) -> None:
+        """Where engine.offload is idle: the other models, and all optimisers, wait in host memory.
+
+        An optimiser comes back at its model's next backward, a model at its next forward.
+        """
+        for engine in (self.policy, self.reference, self.critic, self.reward.engine):
+            if engine is not None:
+                engine.sleep(weights=engine not in busy)
+
 
 def prepare(cfg: PPOConfig) -> Inputs:
     """Check and read everything but the weights. UserError for whatever does not fit together."""
@@ -183,4 +192,5 @@ def _load_reward(cfg: PPOConfig, template: Template) -> RewardModel:
         microbatch_tokens=cfg.microbatch_tokens,
         max_correction_tokens=cfg.sampling.max_new_tokens,
         generation_batch_size=cfg.sampling.batch_size,
+        kv_cache_gib=cfg.sampling.kv_cache_gib,
     )

@@ -14,6 +14,7 @@ from s2srm import distributed
 from s2srm.checkpoint.best import BestModel
 from s2srm.checkpoint.saver import Checkpoints
 from s2srm.config import PPOConfig
+from s2srm.engine import Engine
 from s2srm.errors import UserError
 from s2srm.guards import check_trained
 from s2srm.metrics import RunLogger
@@ -116,7 +117,9 @@ def calibrate(models: Models, sampler: Sampler, cfg: PPOConfig) -> float:
     scale = 1.0
     if cfg.reward.scale == "unit_std":
         pulse.phase("PPO calibration")
+        models.only(models.policy)
         rollouts = sampler.calibration()
+        models.only(models.reward.engine)
         reward = score(models.reward, rollouts, cfg, 0)
         check_different(rollouts, len(sampler.prompts))
         scale = unit_std_scale(reward.raw_sum)
@@ -147,12 +150,15 @@ def run_phase(
     started = time.perf_counter()
     name = f"PPO phase {phase + 1}"
     pulse.phase(f"{name}, rollout")
+    models.only(models.policy)
     rollouts = sampler.phase(phase)
     sampled = time.perf_counter()
 
     pulse.phase(f"{name}, reward")
+    models.only(models.reward.engine)
     reward = score(models.reward, rollouts, cfg, phase + 1)
     pulse.phase(f"{name}, experience")
+    models.only()
     first_epoch = epoch_plan(rollouts, phase, 0, cfg)
     coef = controller.coef
     experience = collect_experience(
@@ -180,26 +186,32 @@ def run_phase(
 def learn(
     phase: int, models: Models, experience: Experience, first_epoch: list[Minibatch], cfg: PPOConfig
 ) -> dict[str, float]:
-    """ppo_epochs passes over the phase, each in another order."""
-    policy = models.policy if phase >= cfg.critic_warmup_steps else None
+    """ppo_epochs passes over the phase, each in another order: by the policy, then by the critic.
+
+    One does not read what the other writes, and so only one of them needs its optimiser at a time.
+    """
     means = TokenMeans(models.critic.device)
     found: dict[str, float] = {}
-    planned: list[Minibatch] = []
-    for epoch in range(cfg.ppo_epochs):
-        plan = first_epoch if epoch == 0 else epoch_plan(experience.rollouts, phase, epoch, cfg)
-        planned += plan
-        found |= update(
-            policy,
-            models.critic,
-            experience,
-            plan,
-            cfg,
-            means,
-            first_epoch=epoch == 0,
-            phase=phase + 1,
-            epoch=epoch + 1,
-        )
-    return found | means.reduce() | balance_metrics(planned)
+    rest = range(1, cfg.ppo_epochs)
+    plans = [first_epoch, *(epoch_plan(experience.rollouts, phase, e, cfg) for e in rest)]
+    learners: list[tuple[Engine | None, Engine | None]] = [(None, models.critic)]
+    if phase >= cfg.critic_warmup_steps:
+        learners.insert(0, (models.policy, None))
+    for policy, critic in learners:
+        models.only(policy or models.critic)
+        for epoch, plan in enumerate(plans):
+            found |= update(
+                policy,
+                critic,
+                experience,
+                plan,
+                cfg,
+                means,
+                first_epoch=epoch == 0,
+                phase=phase + 1,
+                epoch=epoch + 1,
+            )
+    return found | means.reduce() | balance_metrics([m for plan in plans for m in plan])
 
 
 def epoch_plan(rollouts: Rollouts, phase: int, epoch: int, cfg: PPOConfig) -> list[Minibatch]:

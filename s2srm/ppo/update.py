@@ -49,7 +49,7 @@ class _Microbatch:
 
 def update(
     policy: Engine | None,
-    critic: Engine,
+    critic: Engine | None,
     experience: Experience,
     plan: list[Minibatch],
     cfg: PPOConfig,
@@ -62,7 +62,7 @@ def update(
     """One pass over a phase; all ranks must call it.
 
     Args:
-        policy: None while only the critic learns.
+        policy, critic: None where it does not learn in this pass.
         plan: the minibatches of this pass.
         means: takes in the losses and ratios of every micro-batch.
         first_epoch: the policy is still the one that `experience` was collected with; its ratio
@@ -79,7 +79,7 @@ def update(
     segments = experience.rollouts.segments()
     for number, minibatch in enumerate(plan):
         microbatches = [
-            _microbatch([segments[i] for i in group], group, experience, critic.device)
+            _microbatch([segments[i] for i in group], group, experience, means.device)
             for group in minibatch.microbatches
         ]
         if policy is not None:
@@ -93,11 +93,12 @@ def update(
             if is_first:
                 found["ppo/first_ratio_error"] = ratio_error
             found |= {"grad_norm/policy": info.grad_norm, "lr/policy": info.lr}
-        place = update_place("critic", cfg, phase, epoch, number + 1)
-        info = _critic_step(
-            critic, experience, microbatches, minibatch.num_tokens, cfg, means, place
-        )
-        found |= {"grad_norm/critic": info.grad_norm, "lr/critic": info.lr}
+        if critic is not None:
+            place = update_place("critic", cfg, phase, epoch, number + 1)
+            info = _critic_step(
+                critic, experience, microbatches, minibatch.num_tokens, cfg, means, place
+            )
+            found |= {"grad_norm/critic": info.grad_norm, "lr/critic": info.lr}
     return found
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from s2srm.config import RewardKind
 from s2srm.errors import UserError
 
 REST = object()
@@ -46,7 +47,7 @@ FEEDBACK_ROW = {
 }
 PPO_CONFIG = {
     "data": {"path": str},
-    "reward": {"kind": {"seq2seq", "scalar"}, "model": {"path": str}},
+    "reward": {"kind": set(get_args(RewardKind)), "model": {"path": str}},
 }
 SUPERVISED_CONFIG = {"data": {"path": str}, "model": {"path": str}}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2srm.config import RewardConfig
+from s2srm.engine.base import Engine
 from s2srm.rollout.base import Response
 
 
@@ -40,6 +41,11 @@ class RewardBatch:
 
 class RewardModel(Protocol):
     """Scores responses. Every rank calls it the same number of times."""
+
+    @property
+    def engine(self) -> Engine | None:
+        """Around the model, if there is one: it may sleep while there is nothing to score."""
+        ...
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Response]

@@ -23,7 +23,8 @@ from s2srm.rewards.aligned import aligned_rewards
 from s2srm.rewards.base import RewardBatch, cumulative_lengths, shape_rewards
 from s2srm.rewards.token import rewards_from_stats
 from s2srm.rollout.base import Response
-from s2srm.rollout.hf import HFRollout, named_tensors
+from s2srm.rollout.build import build_rollout
+from s2srm.rollout.hf import named_tensors
 
 
 class ResponseStats(NamedTuple):
@@ -47,20 +48,24 @@ class Seq2SeqReward:
         microbatch_tokens: int,
         max_correction_tokens: int,
         generation_batch_size: int = 64,
+        kv_cache_gib: float = 0.0,
     ) -> None:
         """
         engine: around a PackedCausalLM.
         microbatch_tokens: tokens of one packed forward.
         max_correction_tokens: longest correction that is generated, end of sequence included.
-        generation_batch_size: corrections that are generated at a time.
+        generation_batch_size: most corrections that are generated at a time.
+        kv_cache_gib: what their keys and values may take; 0 for no limit.
         """
         assert isinstance(engine.module, PackedCausalLM)
         self.engine = engine
         self.template = template
         self.cfg = cfg
         self.microbatch_tokens = microbatch_tokens
-        self.sampling = SamplingConfig(max_correction_tokens, 0.0, generation_batch_size)
-        self.generator = HFRollout.without_weights(engine.module.lm)
+        self.sampling = SamplingConfig(
+            max_correction_tokens, 0.0, generation_batch_size, kv_cache_gib
+        )
+        self.generator = build_rollout(engine.module.lm)
         self.scale = 1.0
 
     def calibrate(self, scale: float) -> None:

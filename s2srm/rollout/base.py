@@ -59,6 +59,10 @@ class RolloutEngine(Protocol):
         """Take over the weights of a policy, by state-dict name."""
         ...
 
+    def drop_weights(self) -> None:
+        """Let go of weights that are the policy's own storage; a copy may stay."""
+        ...
+
 
 def sampling_seed(seed: int, phase: int, index: int) -> int:
     """The seed of response `index` of rollout phase `phase`: a 63-bit hash of the three.

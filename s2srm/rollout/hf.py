@@ -13,7 +13,6 @@ that has room, a static cache.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -32,6 +31,7 @@ from transformers import (
 from s2srm.config import SamplingConfig
 from s2srm.models.trunk import own_attention
 from s2srm.rollout.base import Response
+from s2srm.rollout.cache import CacheSize, measure_cache, rollout_batches
 from s2srm.rollout.manner import CACHE, Manner, find_manner
 from s2srm.rollout.sampling import SeededSampling
 
@@ -47,6 +47,7 @@ class HFRollout:
         """Generate from `model` as it is: its weights are read, never written."""
         self.model = model
         self._manner: Manner | None = None
+        self._cache_size: CacheSize | None = None
 
     @classmethod
     def without_weights(cls, model: PreTrainedModel) -> HFRollout:
@@ -115,7 +116,7 @@ class HFRollout:
         responses: dict[int, Response] = {}
         lengths = [len(prompt) for prompt in prompts]
         pads = self._manner is None or self._manner.pads
-        for batch in _batches(lengths, sampling.batch_size, pads):
+        for batch in rollout_batches(lengths, sampling, pads, self._size_of_cache(sampling)):
             with _evaluating(self.model):
                 rows = self._generate_batch(
                     [prompts[i] for i in batch],
@@ -126,6 +127,15 @@ class HFRollout:
                 )
             responses.update(zip(batch, rows, strict=True))
         return [responses[i] for i in range(len(prompts))]
+
+    def _size_of_cache(self, sampling: SamplingConfig) -> CacheSize | None:
+        """Measured once; None where nothing limits it."""
+        if sampling.kv_cache_gib == 0 or self._manner is None or not self._manner.caches:
+            return None
+        if self._cache_size is None:
+            with _evaluating(self.model):
+                self._cache_size = measure_cache(self.model)
+        return self._cache_size
 
     def _generate_batch(
         self,
@@ -216,17 +226,6 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.generation_config = own_config
         model.train(was_training)
-
-
-def _batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int]]:
-    """Prompts by length, at most `size` at a time; without padding, of one length at a time."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    groups = [order]
-    if not pads:
-        groups = [list(group) for _, group in itertools.groupby(order, lambda i: lengths[i])]
-    for group in groups:
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
 
 
 class FewLeft(StoppingCriteria):

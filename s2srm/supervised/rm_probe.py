@@ -26,7 +26,8 @@ from s2srm.data.examples import TokenisedPreference, rm_segments
 from s2srm.data.templates import Template
 from s2srm.engine import Engine, PackedSegments
 from s2srm.packing import Packed, Segment, split_rows
-from s2srm.rollout.hf import HFRollout, named_tensors
+from s2srm.rollout.build import build_rollout
+from s2srm.rollout.hf import named_tensors
 from s2srm_kernels import token_rewards
 
 
@@ -86,7 +87,7 @@ def count_copies(engine: Engine, template: Template, rows: Sequence[TokenisedPre
     with engine.gathered():
         if not rows:
             return 0
-        rollout = HFRollout.without_weights(lm)
+        rollout = build_rollout(lm)
         rollout.update_weights(named_tensors(lm))
         longest = max(len(row.rejected) for row in rows) + 1
         corrections = rollout.generate(

@@ -85,13 +85,14 @@ def judge(statuses: Mapping[int, Status], world: int, stacks: str) -> Verdict | 
 def _failure(
     failed: Sequence[Status], alive: Sequence[Status], everyone: Sequence[Status]
 ) -> Verdict | None:
-    """A rank that failed has said so itself; those that go on without it are ended."""
+    """A rank that failed has said so itself. Those that go on without it are ended, and nodes whose
+    ranks torchrun has ended meanwhile are told why."""
     first = max(failed, key=lambda s: s.since_s)
-    if not alive or first.since_s < FAILURE_S:
-        return None
     informed = {s.node for s in failed}
-    line = f"rank {first.rank}: {first.text}"
     speakers = _speakers([s for s in everyone if s.node not in informed])
+    if first.since_s < FAILURE_S if alive else not speakers:
+        return None
+    line = f"rank {first.rank}: {first.text}"
     return Verdict(line, speakers, hang=False)
 
 

@@ -32,6 +32,7 @@ from s2srm.watchdog.pulse import Page, State
 _VERDICT_S = 10.0
 """How long a rank that lost the connection to another waits to be told why."""
 _LEAVE_S = 5.0
+_ANNOUNCE_S = 60.0
 _PROGRAM = "import sys; sys.path.append({root!r}); from s2srm.watchdog.guardian import main; main()"
 
 _left_behind: list[Watch] = []
@@ -61,6 +62,21 @@ def watching(limit_s: float, output: str) -> Iterator[None]:
         watch.stop()
         raise
     watch.stop()
+
+
+def announce(line: str) -> None:
+    """Tell the ranks of other nodes of a failure that came before this run was watched.
+
+    Nothing happens where all ranks are on one node, which torchrun ends, or the run was watched.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if os.environ.get("LOCAL_WORLD_SIZE", world) == world or pulse.last_phase():
+        return
+    # DistError: nobody is there to be told.
+    with contextlib.suppress(UserError, dist.DistError):
+        distributed.start(timeout_minutes=1)
+        with watching(_ANNOUNCE_S, "."):
+            raise UserError(line)
 
 
 class Watch:

@@ -34,6 +34,7 @@ from s2srm.checkpoint.saver import Checkpoints
 from s2srm.commands.parsing import parse
 from s2srm.commands.stages import STAGES
 from s2srm.config import PPOConfig, StageConfig
+from s2srm.engine import build
 from s2srm.process import run_and_exit
 from s2srm.worlds.tokenizer import word_tokenizer
 
@@ -194,6 +195,8 @@ def main(command: str, root: Path) -> None:
     """One rank."""
     torch.set_num_threads(1)
     distributed.start()
+    # Beside a GPU engine.offload idle moves models away; here it empties and fills them as well.
+    build.relieves = lambda device: True
     folder = "whole" if command == "start" else "cut"
     if command == "start":
         keep_copy_after_first_step(root)

@@ -11,10 +11,11 @@ from s2srm.runs import RunResult
 
 
 def run(cfg: StageConfig) -> RunResult:
-    """`fail`: bad input; `wait`: for a minute; else touch the file."""
+    """`fail`: bad input; `wait`: until it is ended; else touch the file."""
     if cfg.output == "fail":
         raise UserError("data.path: nothing there")
     if cfg.output == "wait":
         time.sleep(60)
+        raise AssertionError("nobody ended the wait")
     Path(cfg.output).touch()
     return RunResult(Path(cfg.output), {"eval/loss": 0.5, "loss": 0.1})

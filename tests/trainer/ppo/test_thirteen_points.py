@@ -65,6 +65,8 @@ class PayTokens:
     def __init__(self) -> None:
         self.scale = 1.0
 
+    engine = None
+
     def calibrate(self, scale: float) -> None:
         self.scale = scale
 

@@ -20,11 +20,13 @@ from ppo_tiny import (
     tokenizer,
     value_engine,
 )
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from s2srm.checkpoint.start import Start
 from s2srm.config import (
     CriticConfig,
+    EngineConfig,
     KLConfig,
     ModelConfig,
     OptimConfig,
@@ -34,6 +36,7 @@ from s2srm.config import (
     TemplateConfig,
     TokenRewardConfig,
 )
+from s2srm.engine import Engine, build
 from s2srm.errors import UserError
 from s2srm.ppo import train as ppo
 from s2srm.ppo.kl import KLController
@@ -243,6 +246,8 @@ def test_greedy_sampling_is_refused(folders, tmp_path, monkeypatch):
 class PayWord:
     """A reward that is easy to raise: +1 for word 7, -0.1 for any other."""
 
+    engine = None
+
     def calibrate(self, scale: float) -> None:
         raise AssertionError("not calibrated here")
 
@@ -289,3 +294,56 @@ def test_ppo_raises_the_reward_and_a_strong_kl_penalty_holds_it_back(tmp_path):
     assert held[-1]["kl/per_response"] < 0.5 * free[-1]["kl/per_response"]
     assert held[-1]["reward/sum_mean"] < free[-1]["reward/sum_mean"]
     assert free[-1]["ppo/value_mean"] > 1.0, "the critic has followed the rewards"
+
+
+def test_idle_models_in_host_memory_change_nothing(tmp_path, monkeypatch):
+    """As beside a GPU: what a phase does not use is emptied, and filled again to be used."""
+    save_folder(lm("llama", seed=0, scale=4.0), tmp_path / "policy")
+    save_folder(lm("llama", seed=1), tmp_path / "rm")
+    prompts_file(tmp_path / "prompts.jsonl")
+    monkeypatch.setattr(build, "relieves", lambda device: True)
+    adamw = OptimConfig(lr=1e-2)
+    asleep: list[bool] = []
+    sample = Sampler.phase
+
+    def looking(self, phase):
+        asleep.extend(e._training.is_asleep for e in engines if e.optimizer is not None)
+        asleep.extend(e._weights.is_asleep for e in engines if e.module is not self.policy.module)
+        return sample(self, phase)
+
+    monkeypatch.setattr(Sampler, "phase", looking)
+    engines: list[Engine] = []
+    load = ppo.load_models
+
+    def loading(*args):
+        models = load(*args)
+        engines[:] = [models.policy, models.reference, models.critic, models.reward.engine]
+        return models
+
+    monkeypatch.setattr(ppo, "load_models", loading)
+    results = {}
+    for offload in ("none", "idle"):
+        asleep.clear()
+        # bfloat16: these weights are no view of a file, and have masters.
+        cfg = ppo_config(
+            tmp_path,
+            output=str(tmp_path / offload),
+            policy=ModelConfig(str(tmp_path / "policy"), precision="bfloat16"),
+            reward=RewardConfig(
+                model=ModelConfig(str(tmp_path / "rm"), precision="bfloat16"),
+                calibration_prompts=10,
+            ),
+            engine=EngineConfig(offload=offload),
+            optim=adamw,
+            critic=CriticConfig(optim=adamw),
+        )
+        ppo.run(cfg)
+        assert set(asleep) == {offload == "idle"}
+        rows = (tmp_path / offload / "metrics.jsonl").read_text().splitlines()
+        results[offload] = [
+            {k: v for k, v in json.loads(row).items() if not k.startswith("time")} for row in rows
+        ]
+        results[offload + "-model"] = load_file(tmp_path / offload / "model.safetensors")
+    assert results["none"] == results["idle"]
+    for name, tensor in results["none-model"].items():
+        assert torch.equal(tensor, results["idle-model"][name])

@@ -88,6 +88,9 @@ def test_a_rank_that_failed_alone_ends_the_others_on_nodes_that_have_not_heard()
     found = judged(*others, replace(failed, since_s=6.0))
     assert found == Verdict(f"rank 2: {line}", (0,), hang=False)
     assert judged(status(0, condition="failed"), replace(failed, since_s=6.0)) is None
+    # torchrun of the other node has ended its rank already, and does not know why.
+    found = judged(status(0, condition="died", signal=15), failed)
+    assert found == Verdict(f"rank 2: {line}", (0,), hang=False)
 
 
 def test_one_process_is_the_run_and_those_who_ended_are_out_of_it() -> None:

@@ -4,12 +4,15 @@ import json
 import random
 import stat
 from statistics import mean
+from typing import get_args
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from s2srm.commands.demo_settings import SETTINGS
 from s2srm.errors import UserError
+from s2srm.evaluation.config import WorldName
 from s2srm.worlds import SPLITS, WORLDS, World, WorldSizes, get_world
 
 SMALL = WorldSizes(30, 20, 10, 12, 11, 13)
@@ -28,6 +31,10 @@ def world(request: pytest.FixtureRequest) -> World:
 def test_an_unknown_world_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'summarisation'.*summarization"):
         get_world("summarisation")
+
+
+def test_every_world_has_its_name_among_the_settings_and_the_demos_numbers() -> None:
+    assert set(WORLDS) == set(get_args(WorldName)) == set(SETTINGS)
 
 
 def test_names_are_the_keys() -> None:
