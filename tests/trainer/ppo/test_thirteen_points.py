@@ -553,7 +553,7 @@ def test_point_13_adamw_epsilon_and_a_learning_rate_that_reaches_zero(tmp_path):
     save_folder(lm("llama"), tmp_path / "policy")
     save_folder(lm("llama", seed=1), tmp_path / "rm")
     prompts_file(tmp_path / "prompts.jsonl")
-    adamw = OptimConfig(lr=1e-3)
+    adamw = OptimConfig(lr=1e-3, eps=1e-5)
     cfg = ppo_config(tmp_path, optim=adamw, critic=CriticConfig(optim=adamw), critic_warmup_steps=1)
     policy_steps, critic_steps = optimiser_steps(cfg)
     assert (policy_steps, critic_steps) == (4, 8)
