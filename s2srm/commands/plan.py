@@ -33,10 +33,10 @@ _UNITS = {"GB": 1e9, "GIB": 2**30, "MB": 1e6, "MIB": 2**20, "G": 2**30, "M": 2**
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, plan, print."""
+    """Parse, plan, print. Exits 0 after --help."""
     if not argv or any(argument in ("-h", "--help") for argument in argv):
         print(_help())
-        return
+        raise SystemExit(0)
     own, rest = split(argv)
     stage = own.get("stage") or find_stage(rest)
     if stage not in STAGES:

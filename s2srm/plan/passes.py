@@ -25,6 +25,7 @@ from s2srm.models.value import PackedValueModel
 from s2srm.packing import Packed
 from s2srm.plan.lines import Plane, fit_plane
 from s2srm.plan.tracing import AllocationTrace
+from s2srm.rollout.manner import CACHE
 
 Pass = Literal["cross_entropy_sum", "cross_entropy_none", "logprobs", "token_stats", "ppo", "value"]
 _LAYERS, _PROMPTS = (2, 3), (2, 4)
@@ -197,9 +198,9 @@ def _read(
     logits = lm(
         input_ids=tokens,
         attention_mask=mask,
-        past_key_values=past,
         use_cache=True,
         logits_to_keep=1,
+        **{CACHE: past},
     ).logits
     # generate() takes a float32 copy of the last logits.
     logits[:, -1].to(torch.float32, copy=True)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from s2srm.config import SamplingConfig
 from s2srm.errors import UserError
+from s2srm.rollout.manner import CACHE
 
 _SHORT, _LONG = 4, 12
 
@@ -41,7 +42,7 @@ def measure_cache(model: PreTrainedModel) -> CacheSize:
 def _cached_bytes(model: PreTrainedModel, length: int) -> int:
     device = next(model.parameters()).device
     ids = torch.arange(length, device=device)[None] % model.config.get_text_config().vocab_size
-    cache: Any = model(input_ids=ids, use_cache=True).past_key_values
+    cache: Any = getattr(model(input_ids=ids, use_cache=True), CACHE)
     held = [value for layer in cache.layers for value in vars(layer).values()]
     return sum(value.numel() * value.element_size() for value in held if isinstance(value, Tensor))
 
