@@ -94,7 +94,7 @@ def find_stage(argv: Sequence[str]) -> str:
     name = next(
         (
             after if argument == "--config" else argument.removeprefix("--config=")
-            for argument, after in zip(argv, [*argv[1:], ""], strict=True)
+            for argument, after in zip(argv, [*argv, ""][1:], strict=True)
             if argument == "--config" or argument.startswith("--config=")
         ),
         "",

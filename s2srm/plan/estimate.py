@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from s2srm.config import (
-    EngineConfig,
     ModelConfig,
     OptimConfig,
     PPOConfig,
@@ -22,70 +18,24 @@ from s2srm.config import (
     SupervisedConfig,
 )
 from s2srm.models.export import MAX_SHARD_BYTES
-from s2srm.plan.counts import Counts, count
-from s2srm.plan.devices import Device
 from s2srm.plan.lengths import Lengths, rows_per_example
+from s2srm.plan.models import (
+    ITEMSIZE,
+    Model,
+    Place,
+    architecture,
+    is_deepspeed,
+    passes_of,
+    zero_stage,
+)
 from s2srm.plan.passes import Pass, Passes
-from s2srm.plan.phases import Bytes, Head, Moment, add, at_rest, forward, training_moments
-from s2srm.plan.sources import Source, find_architecture
-from s2srm.plan.states import Holding, Trainee, ZeroSizes, torch_engine, zero_engine
+from s2srm.plan.phases import Awake, Bytes, Head, Moment, add, at_rest, forward, training_moments
+from s2srm.plan.states import Trainee, ZeroSizes, torch_engine, zero_engine
 from s2srm.plan.workload import Load, cut, fill, pack_steps
 from s2srm.plan.workspaces import head_training, sampling
 
-ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2}
 _PROBE_BATCH = 32
 """supervised/rm_probe.py generates for so many corrections at a time."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where it is to run: so many ranks, each with a device; library_bytes on a CPU."""
-
-    device: Device
-    ranks: int
-    library_bytes: float = 0.0
-
-    @property
-    def overhead(self) -> Bytes:
-        """What a process takes before any tensor."""
-        if self.device.is_cpu:
-            return {"libraries": self.library_bytes}
-        return {"libraries": self.device.context + self.device.ranks * (self.ranks > 1)}
-
-
-@dataclass(frozen=True)
-class Model:
-    """One of a stage's models: its settings, architecture, engine's holding."""
-
-    cfg: ModelConfig
-    source: Source
-    counts: Counts
-    value: bool
-    holding: Holding
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a weight."""
-        return ITEMSIZE[self.cfg.precision]
-
-
-@cache
-def architecture(path: str, trust_remote_code: bool, key: str) -> tuple[Source, Counts]:
-    """Found and counted once."""
-    cfg = ModelConfig(path=path, trust_remote_code=trust_remote_code)
-    source = find_architecture(cfg, key)
-    return source, count(source.config)
-
-
-_passes: dict[tuple[str, str, bool], Passes] = {}
-
-
-def passes_of(config: PretrainedConfig, precision: str, flash: bool) -> Passes:
-    """Traces of an architecture, kept: a search for what fits asks for them again and again."""
-    key = (config.to_json_string(), precision, flash)
-    if key not in _passes:
-        _passes[key] = Passes(config, precision, flash)
-    return _passes[key]
 
 
 class Estimate:
@@ -224,7 +174,7 @@ class Estimate:
     ) -> Iterator[Moment]:
         """A prompt pass of `width` tokens and the last of `new` steps, for `batch` sequences."""
         layers, passes = model.counts.layers, self._passes(model)
-        kv = 2.0 * layers * model.counts.kv_width * model.itemsize * batch
+        kv = self.kv_per_token(model) * batch
         common = add(
             rest,
             {
@@ -241,6 +191,13 @@ class Estimate:
             cache_bytes = min(kv * tokens, peak)
             cost: Bytes = {"KV cache": cache_bytes, "activations": peak - cache_bytes}
             yield Moment(phase, what, add(common, cost))
+
+    @property
+    def host(self) -> float:
+        """Bytes of the host's memory beside the device's: offloaded, and what may sleep there."""
+        held = [model.holding for model in self.models.values()]
+        asleep = sum(h.weights + h.master + h.optimiser for h in held) if self.sleeps else 0.0
+        return asleep + sum(h.host for h in held)
 
     # Stages.
 
@@ -265,33 +222,73 @@ class Estimate:
         yield self._saved(model, rest)
 
     def _ppo(self, cfg: PPOConfig) -> Iterator[Moment]:
+        """Where engine.offload is idle, what each phase wakes is that of ppo/train.py."""
         models, loads = self.models, self.loads()
         policy, reference, critic, reward = (
             models[name] for name in ("policy", "reference", "critic", "reward")
         )
-        rest = add(self.place.overhead, *(at_rest(model.holding) for model in models.values()))
         yield self._loaded(list(models))
-        responses = math.ceil(cfg.rollout_size / self.place.ranks)
-        batch = cfg.sampling.batch_size if self.full else min(cfg.sampling.batch_size, responses)
         width, new = max(self.lengths.prompts), cfg.sampling.max_new_tokens
+        rest = self._resting(policy="weights")
+        batch = self.generation_batch(cfg, policy, width + new)
         yield from self.generation("rollout", policy, batch, width, new, rest)
+        rest = self._resting(reward="weights")
         if reward.value:
             yield self._scoring("reward", reward, "value", loads["read"], rest)
         elif cfg.reward.token.mode == "aligned":
             read = loads["read"].longest - new
+            batch = self.generation_batch(cfg, reward, read + new)
             yield from self.generation("reward", reward, batch, read, new, rest)
         else:
             yield self._scoring("reward", reward, "token_stats", loads["read"], rest)
-        yield self._own_scoring(policy, loads["train"], rest)
-        yield self._scoring("experience", reference, "logprobs", loads["train"], rest)
+        # One after the other; none sleeps before the phase is over.
+        rest = self._resting(critic="weights")
         yield self._scoring("experience", critic, "value", loads["train"], rest)
+        rest = self._resting(critic="weights", reference="weights")
+        yield self._scoring("experience", reference, "logprobs", loads["train"], rest)
+        rest = self._resting(critic="weights", reference="weights", policy="weights")
+        yield self._own_scoring(policy, loads["train"], rest)
+        rest = self._resting(policy="all")
         yield from self._update("update policy", policy, "ppo", loads["train"], rest)
+        rest = self._resting(critic="all")
         yield from self._update("update critic", critic, "value", loads["train"], rest)
-        yield self._saved(policy, rest)
+        yield self._saved(policy, self._resting(critic="all", policy="weights"))
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether idle models and optimisers wait in host memory."""
+        return self.cfg.engine.offload == "idle" and not self.place.device.is_cpu
+
+    def _resting(self, **awake: Awake) -> Bytes:
+        """The process and its models between two passes; awake: of those that do not sleep."""
+        return add(
+            self.place.overhead,
+            *(
+                at_rest(model.holding, awake.get(name, "nothing") if self.sleeps else "all")
+                for name, model in self.models.items()
+            ),
+        )
+
+    def generation_batch(self, cfg: PPOConfig, model: Model, tokens: int) -> int:
+        """Responses written at a time, the longest of so many tokens with its prompt."""
+        sampling = cfg.sampling
+        batch = sampling.batch_size
+        if not self.full:
+            batch = min(batch, math.ceil(cfg.rollout_size / self.place.ranks))
+        if sampling.kv_cache_gib > 0:
+            budget = sampling.kv_cache_gib * 2**30
+            batch = min(batch, int(budget / (self.kv_per_token(model) * tokens)))
+        return max(1, batch)
+
+    def kv_per_token(self, model: Model) -> float:
+        """Bytes of keys and values of one token in all layers."""
+        return 2.0 * model.counts.layers * model.counts.kv_width * model.itemsize
 
     def _loaded(self, names: list[str]) -> Moment:
-        """All models built, before the first step makes moments."""
+        """All models built, before the first step makes moments; where they sleep, the largest."""
         held = [at_rest(replace(self.models[name].holding, optimiser=0)) for name in names]
+        if self.sleeps:
+            held = [max(held, key=lambda kinds: sum(kinds.values()))]
         return Moment("load", "models built", add(self.place.overhead, *held))
 
     def _saved(self, model: Model, rest: Bytes) -> Moment:
@@ -301,15 +298,3 @@ class Estimate:
             whole = model.counts.held(model.value) * model.itemsize
             extra = {"gathered policy": min(whole, MAX_SHARD_BYTES)}
         return Moment("save", "a shard copied", add(rest, extra))
-
-
-def is_deepspeed(cfg: EngineConfig, ranks: int) -> bool:
-    """engine.build's choice, for a number of ranks that is not this process's."""
-    if cfg.kind == "auto":
-        return ranks > 1 or cfg.offload == "cpu"
-    return cfg.kind == "deepspeed"
-
-
-def zero_stage(cfg: EngineConfig, precision: str) -> int:
-    """DeepSpeedEngine takes ZeRO-1 for 0 in bfloat16."""
-    return 1 if cfg.zero_stage == 0 and precision == "bfloat16" else cfg.zero_stage

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from s2srm.config import PPOConfig, StageConfig
-from s2srm.plan.estimate import Estimate, Place
+from s2srm.plan.estimate import Estimate
 from s2srm.plan.lengths import Lengths
+from s2srm.plan.models import Place
 from s2srm.plan.phases import Moment, by_phase, largest
 
 MOST_TOKENS = 2**20
@@ -58,7 +59,7 @@ class Fitting:
         if not isinstance(cfg, PPOConfig):
             return None
         return self._most(
-            lambda n: replace(cfg, sampling=replace(cfg.sampling, batch_size=n)),
+            lambda n: replace(cfg, sampling=replace(cfg.sampling, batch_size=n, kv_cache_gib=0.0)),
             1,
             MOST_SEQUENCES,
             only=("rollout",),
@@ -76,6 +77,7 @@ class Fitting:
 
     def _changes(self) -> Iterator[tuple[str, StageConfig, Place]]:
         cfg: Any = self.cfg
+        on_cpu = self.place.device.is_cpu
         key = "policy" if isinstance(cfg, PPOConfig) else "model"
         model = getattr(cfg, key)
         if not model.gradient_checkpointing:
@@ -94,10 +96,13 @@ class Fitting:
         if cfg.engine.zero_stage < 3 and self.place.ranks > 1:
             engine = replace(cfg.engine, zero_stage=3)
             yield "engine.zero_stage 3", replace(cfg, engine=engine), self.place
-        if cfg.engine.offload != "cpu" and not self.place.device.is_cpu:
+        if isinstance(cfg, PPOConfig) and cfg.engine.offload == "none" and not on_cpu:
+            engine = replace(cfg.engine, offload="idle")
+            yield "engine.offload idle", replace(cfg, engine=engine), self.place
+        if cfg.engine.offload != "cpu" and not on_cpu:
             engine = replace(cfg.engine, offload="cpu", zero_stage=3, kind="auto")
             yield "engine.offload cpu", replace(cfg, engine=engine), self.place
-        if model.precision == "float32" and not self.place.device.is_cpu:
+        if model.precision == "float32" and not on_cpu:
             yield "precision bfloat16 of every model", _in_bfloat16(cfg), self.place
         for ranks in (2 * self.place.ranks, 4 * self.place.ranks):
             yield f"{ranks} ranks", cfg, replace(self.place, ranks=ranks)

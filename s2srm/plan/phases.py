@@ -66,15 +66,21 @@ def add(*parts: Bytes) -> dict[Kind, float]:
     return {kind: value for kind, value in found.items() if value > 0}
 
 
-def at_rest(holding: Holding) -> Bytes:
+Awake = Literal["all", "weights", "nothing"]
+"""What of a model is on the device; the rest waits in host memory (s2srm/engine/sleep.py)."""
+
+
+def at_rest(holding: Holding, awake: Awake = "all") -> Bytes:
     """Between steps."""
-    return {
-        "weights": holding.weights,
-        "master weights": holding.master,
-        "optimiser": holding.optimiser,
-        "gradients": holding.gradients_held,
-        "buckets": holding.buckets,
-    }
+    buffers = awake == "all" or not holding.buffers_sleep
+    found: dict[Kind, float] = {}
+    if awake != "nothing":
+        found["weights"] = holding.weights
+    if awake == "all":
+        found |= {"master weights": holding.master, "optimiser": holding.optimiser}
+    if buffers:
+        found |= {"gradients": holding.gradients_held, "buckets": holding.buckets}
+    return found
 
 
 def forward(holding: Holding, activations: float, head: float = 0.0) -> Bytes:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from s2srm.config import StageConfig
 from s2srm.plan.baseline import library_bytes
 from s2srm.plan.devices import DEVICES, Efficiency, this_cpu
-from s2srm.plan.estimate import Estimate, Place, is_deepspeed
+from s2srm.plan.estimate import Estimate
 from s2srm.plan.fit import Fitting
 from s2srm.plan.lengths import find_lengths, of_limits
+from s2srm.plan.models import Place, is_deepspeed
 from s2srm.plan.report import Plan
 from s2srm.plan.timing import Clock
 
@@ -54,7 +55,7 @@ def make_plan(
         lengths=found.origin,
         moments=fitting.moments(),
         peak=peak,
-        host=sum(model.holding.host for model in estimate.models.values()),
+        host=estimate.host,
         times=Clock(estimate, efficiency).phases(),
         efficiency=efficiency,
         microbatch=fitting.largest_microbatch(),

@@ -30,6 +30,7 @@ class Holding:
     live               whole parameters under ZeRO-3 during a pass
     whole              all parameters, where a rollout gathers them
     host               of the above, what lies in the host's memory instead, pinned
+    buffers_sleep      whether gradients_held and buckets wait too where engine.offload is idle
     """
 
     weights: float = 0
@@ -43,6 +44,7 @@ class Holding:
     live: float = 0
     whole: float = 0
     host: float = 0
+    buffers_sleep: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def _zero_3(
         live=live,
         whole=whole,
         host=3 * part + moments if offload else 0,
+        buffers_sleep=True,
     )
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from s2srm.config import PPOConfig, RMConfig, ScalarRMConfig, SupervisedConfig
 from s2srm.plan import flops
 from s2srm.plan.devices import NODE_LINK, Efficiency
-from s2srm.plan.estimate import Estimate, Model, zero_stage
+from s2srm.plan.estimate import Estimate
+from s2srm.plan.models import Model, zero_stage
 from s2srm.plan.workload import Load
 
 RANKS_PER_NODE = 8
@@ -77,13 +78,13 @@ class Clock:
         weights and cache, the arithmetic, and launching each layer's operators."""
         counts, prompts = model.counts, self.estimate.lengths.prompts
         responses = math.ceil(cfg.rollout_size / self.ranks)
-        batch = min(cfg.sampling.batch_size, responses)
-        batches = math.ceil(responses / batch)
         prompt, new = sum(prompts) / len(prompts), cfg.sampling.max_new_tokens
+        batch = self.estimate.generation_batch(cfg, model, max(prompts) + new)
+        batches = math.ceil(responses / batch)
         reading = flops.trunk(counts, responses * prompt, prompt)
         writing = flops.decoding(counts, responses, prompt, new)
         weights = counts.total * model.itemsize
-        kv = 2.0 * counts.layers * counts.kv_width * model.itemsize * batch * (prompt + new / 2)
+        kv = self.estimate.kv_per_token(model) * batch * (prompt + new / 2)
         rate = self._rate(model, self.efficiency.infer)
         step = max(
             (weights + kv) / (self.device.bandwidth * self.efficiency.decode),

@@ -11,9 +11,9 @@ from s2srm.commands.parsing import RECIPES, parse, recipe_names
 from s2srm.commands.plan import find_stage, parse_memory
 from s2srm.commands.stages import STAGES
 from s2srm.plan.devices import DEVICES, GIB
-from s2srm.plan.estimate import Place
 from s2srm.plan.fit import Fitting
 from s2srm.plan.lengths import find_lengths
+from s2srm.plan.models import Place
 
 CPU = replace(DEVICES["h100"], context=0.0, ranks=0.0, reserve=0.0, is_cpu=True)
 LIBRARIES = 0.6 * GIB
