@@ -94,10 +94,13 @@ def make_inputs(root: Path) -> None:
         torch.manual_seed(0)
         lm = AutoModelForCausalLM.from_config(architecture(model))
         with torch.no_grad():
-            # Of a large vocabulary half of what is sampled are words: to an RM all else is alike.
-            std = 1.0 if lm.config.vocab_size > 32 else 0.3
+            # Tied, a token's logit after itself is about hidden_size * std: more than 5, and a
+            # response is one word again and again, which an RM cannot tell from another. Of a
+            # large vocabulary half of what is sampled are words: to an RM all else is alike.
+            small = 4.8 / lm.config.hidden_size
+            std = 1.0 if lm.config.vocab_size > 32 else small
             rows = lm.get_output_embeddings().weight.normal_(std=std)
-            rows[: len(tokenizer) - len(WORDS)] *= 0.3 / std
+            rows[: len(tokenizer) - len(WORDS)] *= small / std
             rows[len(tokenizer) :] = 0.0
         folder = root / "models" / model
         lm.save_pretrained(folder)

@@ -78,8 +78,10 @@ def test_one_line_names_rank_phase_and_cause(name: str, played: Path) -> None:
     assert 0 not in found["codes"] and -1000 not in found["codes"], found
     assert "Traceback" not in "".join(found["outputs"]), found
     assert not list(run.glob("*.safetensors"))
-    complete = [path.name for path in (run / "checkpoints").glob("step-*")]
-    assert complete == ["step-00000001"]
+    complete = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    # A stopped rank goes on while its stack is written, and may finish the checkpoint meanwhile.
+    late = ["step-00000002"] if name == "stop" else []
+    assert complete in (["step-00000001"], ["step-00000001", *late])
     if name in ("loop", "stop"):
         assert "faults.py" in (run / "stacks" / "rank-1.txt").read_text()
     if name == "nan":
