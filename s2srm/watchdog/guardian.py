@@ -40,6 +40,7 @@ _TOP_FRAMES = 4
 class Spec:
     """What a rank tells its guardian at the start.
 
+    pid                of the rank: it may have died before this process could ask for its parent
     page_fd, stack_fd  open files: see pulse.Page, and where DUMP_SIGNAL writes the stacks
     listener_fd        rank 0 of several: a listening socket
     addresses, token   of rank 0's guardian
@@ -47,6 +48,7 @@ class Spec:
     """
 
     rank: int
+    pid: int
     world: int
     node: str
     limit_s: float
@@ -63,7 +65,7 @@ class Ward:
     """The rank in this guardian's charge."""
 
     def __init__(self, spec: Spec) -> None:
-        self.spec, self.pid = spec, os.getppid()
+        self.spec, self.pid = spec, spec.pid
         self._page = Page(spec.page_fd)
         self._beats = -1
         self._idle_s = 0.0
@@ -154,7 +156,10 @@ def stacks_folder(output: str) -> Path:
 
 def main() -> None:
     """Read the Spec from standard input, and watch until the rank has ended."""
-    values = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return  # The rank died before it had said what to watch.
+    values = json.loads(line)
     addresses = [(host, port) for host, port in values.pop("addresses")]
     spec = Spec(**values, addresses=addresses)
     ward = Ward(spec)

@@ -94,6 +94,7 @@ class Watch:
         addresses, token = distributed.gather_objects(_reached_at(listener))[0]
         spec: dict[str, Any] = {
             "rank": distributed.rank(),
+            "pid": os.getpid(),
             "world": distributed.world_size(),
             "node": f"{socket.gethostname()}/{os.environ.get('GROUP_RANK', '0')}",
             "limit_s": limit_s,
