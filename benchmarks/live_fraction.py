@@ -30,10 +30,10 @@ class LiveFraction:
 
 def live_fractions(problem: Problem, skip_masses: Sequence[float]) -> list[LiveFraction]:
     """By the plan that the operators follow; every value of skip_mass must be above 0."""
-    from s2srm_kernels._engine import SKIP_ROWS
-    from s2srm_kernels._head import Head
-    from s2srm_kernels._operators import engine_of
-    from s2srm_kernels._skipping import statistics_and_plan
+    from s2srm_kernels.dispatch import engine_of
+    from s2srm_kernels.lm_head.engine import SKIP_ROWS
+    from s2srm_kernels.lm_head.head import Head
+    from s2srm_kernels.lm_head.skipping import statistics_and_plan
 
     bias = None if problem.bias is None else problem.bias.detach()
     head = Head(

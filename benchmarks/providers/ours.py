@@ -70,7 +70,7 @@ class Ours(Provider):
 
 def unavailable(op: str, impl: str, device: torch.device) -> str | None:
     """The reason that the library itself gives for having no such backend here."""
-    from s2srm_kernels._operators import select
+    from s2srm_kernels.dispatch import select
 
     try:
         select(op, impl, device)

@@ -1,4 +1,4 @@
-// The operators s2srm::cpu_*: what s2srm_kernels.cpp._engine calls. They write into tensors that the
+// The operators s2srm::cpu_*: what s2srm_kernels.cpp.engine calls. They write into tensors that the
 // engine allocates, check what could lead to an access out of bounds, and leave the rest to it.
 
 #if defined(__linux__)

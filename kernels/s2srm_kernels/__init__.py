@@ -6,7 +6,7 @@ Left out: padded tensors and masks (rows are packed; `ignore_index` marks the ro
 any knowledge of models, tokenizers or trainers.
 """
 
-from s2srm_kernels._skipping import SkipReport
+from s2srm_kernels.lm_head.skipping import SkipReport
 from s2srm_kernels.ops.gae import Advantages, gae
 from s2srm_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from s2srm_kernels.ops.linear_logprobs import Logprobs, linear_logprobs

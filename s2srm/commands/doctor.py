@@ -71,7 +71,7 @@ def devices() -> Iterator[tuple[str, str]]:
 
 def backends() -> Iterator[tuple[str, str]]:
     """Compiled backends, and why one cannot be used."""
-    from s2srm_kernels._operators import load
+    from s2srm_kernels.dispatch import load
 
     for impl in ("cpp", "triton"):
         yield impl, load(impl) or "loaded"
@@ -82,7 +82,7 @@ def operations() -> Iterator[tuple[str, str]]:
     import torch
 
     import s2srm_kernels
-    from s2srm_kernels._operators import choose
+    from s2srm_kernels.dispatch import choose
 
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for name in sorted(s2srm_kernels.__all__):

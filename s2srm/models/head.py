@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from s2srm.errors import UserError
-from s2srm_kernels import (
-    linear_cross_entropy,
-    linear_logprobs,
-    linear_ppo_loss,
-    linear_token_stats,
-)
+from s2srm_kernels import linear_cross_entropy, linear_logprobs, linear_ppo_loss, linear_token_stats
 
 HeadOp = Literal["cross_entropy", "logprobs", "token_stats", "ppo_loss"]
 

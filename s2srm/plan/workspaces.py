@@ -7,11 +7,11 @@ head of V x D; itemsize is that of the weights.
 from __future__ import annotations
 
 CPU_BYTES = 48 * 2**20
-"""s2srm_kernels.cpp._engine.WORKSPACE_BYTES."""
+"""s2srm_kernels.cpp.engine.WORKSPACE_BYTES."""
 GPU_BYTES = 4 * 2**30
-"""s2srm_kernels.triton._engine.WORKSPACE_BYTES."""
+"""s2srm_kernels.triton.engine.WORKSPACE_BYTES."""
 GPU_COLUMN_BYTES = 256 * 2**20
-"""s2srm_kernels.triton._engine.GRADIENT_CHUNK_BYTES."""
+"""s2srm_kernels.triton.engine.GRADIENT_CHUNK_BYTES."""
 _REFERENCES = 1 / 8
 """Bytes of references beside one stored exponential: a float32 for 32 columns."""
 

@@ -8,8 +8,8 @@ import json
 import triton
 import triton.language as tl
 
-from s2srm_kernels.triton._variants import Variant
-from s2srm_kernels.triton.compile_checks import broken_limits, measure, needs_matrix
+from benchmarks.resources.compile_checks import broken_limits, measure, needs_matrix
+from benchmarks.resources.variants import Variant
 
 
 @triton.jit

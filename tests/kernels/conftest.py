@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from s2srm_kernels import _operators
+from s2srm_kernels import dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -16,7 +16,7 @@ def backend(request, monkeypatch):
     if request.param == "cpp" and shutil.which("c++") is None:
         pytest.skip("no C++ compiler: the cpp backend cannot be built")
     if request.param != "reference":
-        assert _operators.load(request.param) is None
-    monkeypatch.setattr(_operators, "_AUTO_ORDER_ELSEWHERE", (request.param, "reference"))
-    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})  # what was chosen before, with its order
+        assert dispatch.load(request.param) is None
+    monkeypatch.setattr(dispatch, "_AUTO_ORDER_ELSEWHERE", (request.param, "reference"))
+    monkeypatch.setattr(dispatch, "_AUTO_CHOICES", {})  # what was chosen before, with its order
     return request.param

@@ -236,7 +236,7 @@ _AT_ONCE = """
 import threading, torch, warnings
 warnings.simplefilter("error")
 import s2srm_kernels as kernels
-from s2srm_kernels import _operators
+from s2srm_kernels import dispatch
 start, failures = threading.Barrier(16), []
 
 def call():
@@ -255,7 +255,7 @@ assert not failures, failures[0]
 def test_the_first_calls_may_come_from_several_threads(backend):
     call = f"kernels.linear_cross_entropy(*torch.randn(2, 5, 4), torch.arange(5), impl={backend!r})"
     if backend == "triton":  # its interpreter runs one kernel at a time
-        call = "assert _operators.load('triton') is None"
+        call = "assert dispatch.load('triton') is None"
     code = _AT_ONCE.replace("CALL", call)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False

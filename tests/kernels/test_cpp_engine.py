@@ -9,13 +9,12 @@ import kernels_naive as naive
 import pytest
 import torch
 
-from s2srm_kernels import _operators, linear_cross_entropy, linear_logprobs, linear_token_stats
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
-from s2srm_kernels._gradients import Upstream
-from s2srm_kernels._head import Head
-from s2srm_kernels._statistics import merge
+from s2srm_kernels import dispatch, linear_cross_entropy, linear_logprobs, linear_token_stats
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Upstream
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.statistics import merge
 
-_REASON = _operators.load("cpp")
+_REASON = dispatch.load("cpp")
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 # One row; one tile of columns and one column more; widths around a vector, a panel, a block of
@@ -51,7 +50,7 @@ def _head(hidden, weight, bias, target, softcap=None, temperature=1.0):
 
 
 def _engines():
-    return _operators.engine_of("cpp"), _operators.engine_of("reference")
+    return dispatch.engine_of("cpp"), dispatch.engine_of("reference")
 
 
 def _upstream(num_rows, dtype, seed=3):

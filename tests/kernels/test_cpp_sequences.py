@@ -11,8 +11,8 @@ import torch
 from torch.library import opcheck
 
 from s2srm_kernels import gae, token_rewards
-from s2srm_kernels._operators import load
-from s2srm_kernels._options import pack_options
+from s2srm_kernels.dispatch import load
+from s2srm_kernels.options import pack_options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build with")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

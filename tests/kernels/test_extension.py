@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2srm_kernels import _extension
+from s2srm_kernels import extension
 
 ROOT = Path(__file__).parents[2]
 BUILD = runpy.run_path(str(ROOT / "csrc" / "build.py"))
@@ -68,8 +68,8 @@ def use(folder):
 
 @needs_compiler
 def test_loading_registers_kernels_and_may_be_repeated():
-    _extension.load()
-    _extension.load()
+    extension.load()
+    extension.load()
     for name in ("gae", "token_rewards"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"s2srm::{name}.cpp", "CPU")
 
@@ -79,7 +79,7 @@ def test_the_library_takes_nothing_from_torch_but_its_stable_c_interface():
     """So that one binary serves several versions: no mangled name of at, c10 or torch."""
     if shutil.which("nm") is None:
         pytest.skip("no nm")
-    library = Path(_extension.__file__).parent / "_C.so"
+    library = Path(extension.__file__).parent / "_C.so"
     command = ["nm", "-D", "--undefined-only", str(library)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = [line.split()[-1] for line in listed.splitlines()]

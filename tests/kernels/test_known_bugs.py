@@ -8,14 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2srm_kernels import (
-    _operators,
-    _reference,
+    dispatch,
     linear_cross_entropy,
     linear_logprobs,
     linear_ppo_loss,
     linear_token_stats,
 )
-from s2srm_kernels._options import pack_options
+from s2srm_kernels.lm_head import reference
+from s2srm_kernels.options import pack_options
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -381,7 +381,7 @@ def test_many_chunks_equal_one(op, monkeypatch):
     hidden, weight, bias, target = naive.make(700, 6, 20, seed=9)
     outputs = OPS[op][0](hidden, weight, target, bias=bias, impl="reference")
     gradients = naive.grads(outputs, (hidden, weight, bias))
-    monkeypatch.setattr(_reference, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 1)
     chunked = OPS[op][0](hidden, weight, target, bias=bias, impl="reference")
     torch.testing.assert_close(chunked, outputs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
@@ -410,7 +410,7 @@ class _LargestTensor(TorchDispatchMode):
 
 def test_no_tensor_of_all_logits(monkeypatch):
     """Measured inside the reference itself, forward and backward."""
-    monkeypatch.setattr(_reference, "_CHUNK_ELEMENTS", 2**15)
+    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 2**15)
     n, d, v = 1000, 4, 100
     hidden, weight, _, target = naive.make(n, d, v, bias=False, ignored=0)
     hidden, weight = hidden.detach(), weight.detach()
@@ -418,8 +418,8 @@ def test_no_tensor_of_all_logits(monkeypatch):
     smooth = pack_options(**options, label_smoothing=0.1, z_loss=0.1, skip_mass=0.0)
     plain = pack_options(**options, skip_mass=0.0)
     needs, none, tail = [True, True, False], torch.zeros(0, 0, dtype=torch.bool), (-100, None)
-    body = _operators._BODIES
-    engine = _reference.ReferenceEngine()
+    body = dispatch._BODIES
+    engine = reference.ReferenceEngine()
     with _LargestTensor() as largest:
         body["linear_cross_entropy"](
             *(engine, *head, None, smooth, "mean", False, *tail, None, needs, True)

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch.library import opcheck
 
 import s2srm_kernels as kernels
-from s2srm_kernels import _operators
-from s2srm_kernels._operators import _without_autocast
-from s2srm_kernels._options import pack_options
+from s2srm_kernels import dispatch
+from s2srm_kernels.dispatch import _without_autocast
+from s2srm_kernels.options import pack_options
 
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
 NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]
@@ -132,42 +132,42 @@ def test_a_backend_that_cannot_be_loaded_is_left_out_with_one_warning(monkeypatc
         raise ImportError("_C.so is not there")
 
     for cached in ("_load", "_warn_once"):
-        fresh = functools.cache(getattr(_operators, cached).__wrapped__)
-        monkeypatch.setattr(_operators, cached, fresh)
-    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
-    monkeypatch.setattr(_operators.importlib, "import_module", fails)
-    monkeypatch.setattr(_operators.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: 0)
+        fresh = functools.cache(getattr(dispatch, cached).__wrapped__)
+        monkeypatch.setattr(dispatch, cached, fresh)
+    monkeypatch.setattr(dispatch, "_AUTO_CHOICES", {})
+    monkeypatch.setattr(dispatch.importlib, "import_module", fails)
+    monkeypatch.setattr(dispatch.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: 0)
     with pytest.warns(
         UserWarning, match="cpp backend .* is not used: _C.so is not there"
     ) as caught:
         for _ in range(2):
-            assert _operators.choose("gae", "auto", torch.device("cpu")) == "reference"
+            assert dispatch.choose("gae", "auto", torch.device("cpu")) == "reference"
     assert len(caught) == 1
     with pytest.raises(
         ValueError, match=r"impl='cpp' is not available for gae: _C.so is not there"
     ):
-        _operators.choose("gae", "cpp", torch.device("cpu"))
+        dispatch.choose("gae", "cpp", torch.device("cpu"))
 
 
 def test_a_gpu_that_triton_does_not_serve(monkeypatch):
     """linear_logprobs has a Triton kernel for CUDA, whether there is a GPU or not."""
     device, has_kernel = torch.device("cuda", 0), {"s2srm::linear_logprobs.triton"}
-    monkeypatch.setattr(_operators, "load", lambda impl: None)
+    monkeypatch.setattr(dispatch, "load", lambda impl: None)
     monkeypatch.setattr(
-        _operators.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda o, _: o in has_kernel
+        dispatch.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda o, _: o in has_kernel
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
-    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
-    assert _operators.choose("linear_logprobs", "auto", device) == "triton"
+    monkeypatch.setattr(dispatch, "_AUTO_CHOICES", {})
+    assert dispatch.choose("linear_logprobs", "auto", device) == "triton"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
-    fresh = functools.cache(_operators._warn_once.__wrapped__)
-    monkeypatch.setattr(_operators, "_warn_once", fresh)
+    monkeypatch.setattr(dispatch, "_AUTO_CHOICES", {})
+    fresh = functools.cache(dispatch._warn_once.__wrapped__)
+    monkeypatch.setattr(dispatch, "_warn_once", fresh)
     line = r"needs a GPU of compute capability 8\.0 or later, got 7\.5"
     with pytest.warns(UserWarning, match=line):
-        assert _operators.choose("linear_logprobs", "auto", device) == "reference"
+        assert dispatch.choose("linear_logprobs", "auto", device) == "reference"
     with pytest.raises(ValueError, match=f"impl='triton' is not available.*{line}"):
-        _operators.choose("linear_logprobs", "triton", device)
+        dispatch.choose("linear_logprobs", "triton", device)
 
 
 def test_autocast_is_off_inside_an_operator():

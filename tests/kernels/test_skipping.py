@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from s2srm_kernels import SkipReport, linear_cross_entropy, linear_logprobs
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="without triton there is no backend to compile")
 
-from s2srm_kernels.triton.compile_checks import (
+from benchmarks.resources.compile_checks import (
     SHARED_LIMIT,
     Resources,
     broken_limits,
@@ -36,7 +36,7 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_every_variant_keeps_its_limits_and_is_as_recorded():
-    done = run("-m", "s2srm_kernels.triton.compile_checks", "--compare", str(TABLE))
+    done = run("-m", "benchmarks.resources.compile_checks", "--compare", str(TABLE))
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     recorded, _ = read_table(TABLE)
     assert f"\n{len(recorded)} variants in " in done.stdout

@@ -9,13 +9,13 @@ import torch
 
 pytest.importorskip("triton", reason="without triton there is nothing to choose")
 
+from benchmarks.resources.variants import variants
 from s2srm_kernels import triton as backend
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
-from s2srm_kernels.triton import _configs, _engine, _launch
-from s2srm_kernels.triton._engine import TritonEngine
-from s2srm_kernels.triton._variants import variants
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.triton import configs, engine, launch
+from s2srm_kernels.triton.engine import TritonEngine
 
-FAMILIES = (_configs.INTERPRETER, "sm_80", "sm_90", "sm_100")
+FAMILIES = (configs.INTERPRETER, "sm_80", "sm_90", "sm_100")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 KERNELS = ("statistics", "stored_statistics", "gradients")
 
@@ -23,7 +23,7 @@ KERNELS = ("statistics", "stored_statistics", "gradients")
 @pytest.mark.parametrize(("family", "dtype"), list(itertools.product(FAMILIES, DTYPES)), ids=str)
 def test_tiles_fit_the_blocks_and_each_other(family, dtype):
     for path in (False, True):
-        tiles = [_configs.logits_tile(kernel, family, dtype, path) for kernel in KERNELS]
+        tiles = [configs.logits_tile(kernel, family, dtype, path) for kernel in KERNELS]
         # One order of summation in every kernel.
         assert len({tile.block_k for tile in tiles}) == 1
         for tile in tiles:
@@ -33,14 +33,14 @@ def test_tiles_fit_the_blocks_and_each_other(family, dtype):
         # What the bound on the workspace counts on.
         stored = tiles[KERNELS.index("stored_statistics")]
         compute = torch.float64 if dtype == torch.float64 else torch.float32
-        assert stored.block_n // stored.parts >= _engine._REFERENCE_COLUMNS[compute]
-    product = _configs.product_tile(family, dtype)
+        assert stored.block_n // stored.parts >= engine._REFERENCE_COLUMNS[compute]
+    product = configs.product_tile(family, dtype)
     assert SKIP_ROWS % product.block_m == 0 and SKIP_ROWS % product.block_k == 0
 
 
 @pytest.mark.parametrize("num_columns", [1, 300, 32000, 49152, 128256, 151936, 262144, 10**6])
 def test_splits_are_whole_tiles_and_few(num_columns):
-    columns = _configs.split_columns(num_columns)
+    columns = configs.split_columns(num_columns)
     assert columns % SKIP_COLUMNS == 0
     assert num_columns / columns <= 128 or num_columns > 2**18
 
@@ -56,12 +56,12 @@ def test_splits_are_whole_tiles_and_few(num_columns):
     ],
 )
 def test_family_of_a_chip(capability, family):
-    assert _configs.family_of(capability) == family
+    assert configs.family_of(capability) == family
 
 
 def test_an_old_chip_is_refused_by_name():
     with pytest.raises(ValueError, match=r"compute capability 8\.0 or later, got 7\.5"):
-        _configs.family_of((7, 5))
+        configs.family_of((7, 5))
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_gradients_in_forward_where_2048_rows_or_all_of_them_fit(n, workspace, m
 def test_a_chunk_of_many_rows_is_whole_blocks():
     hidden = torch.empty(8192, 2048, dtype=torch.bfloat16, device="meta")
     weight = torch.empty(256000, 2048, dtype=torch.bfloat16, device="meta")
-    rows = _engine._chunk_rows(hidden, weight, None)
-    assert rows >= _engine.MIN_CHUNK_ROWS and rows % SKIP_ROWS == 0
-    row_bytes = _launch.storage_stride(256000) * 2
-    assert rows * row_bytes + weight.numel() * 4 <= _engine.WORKSPACE_BYTES
+    rows = engine._chunk_rows(hidden, weight, None)
+    assert rows >= engine.MIN_CHUNK_ROWS and rows % SKIP_ROWS == 0
+    row_bytes = launch.storage_stride(256000) * 2
+    assert rows * row_bytes + weight.numel() * 4 <= engine.WORKSPACE_BYTES
 
 
 def test_without_triton_the_reason_is_given(monkeypatch):

@@ -15,14 +15,11 @@ from triton_support import (
     upstream_of,
 )
 
-from s2srm_kernels import (
-    linear_cross_entropy,
-    linear_ppo_loss,
-)
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
-from s2srm_kernels._head import Head
-from s2srm_kernels._statistics import merge
-from s2srm_kernels.triton import _configs, _engine, _problem
+from s2srm_kernels import linear_cross_entropy, linear_ppo_loss
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.statistics import merge
+from s2srm_kernels.triton import configs, engine, problem
 
 __all__ = ["poisoned_buffers"]
 
@@ -58,9 +55,9 @@ def test_many_chunks_equal_one(monkeypatch):
         return statistics, sums, OURS.gradients(head, statistics, up, needs, None)
 
     one = run()
-    monkeypatch.setattr(_engine, "_chunk_rows", lambda *_: 40)
-    monkeypatch.setattr(_engine, "MIN_CHUNK_COLUMNS", 1)
-    monkeypatch.setattr(_engine, "GRADIENT_CHUNK_BYTES", 1)
+    monkeypatch.setattr(engine, "_chunk_rows", lambda *_: 40)
+    monkeypatch.setattr(engine, "MIN_CHUNK_COLUMNS", 1)
+    monkeypatch.setattr(engine, "GRADIENT_CHUNK_BYTES", 1)
     many = run()
     assert all(torch.equal(a, b) for a, b in zip(one[0], many[0], strict=True))
     assert_close(many[1:], one[1:])
@@ -93,8 +90,8 @@ def test_dead_blocks_add_nothing(needs, dtype, monkeypatch):
     theirs = REFERENCE.gradients(head, statistics, up, needs, live)
     tolerance = 1e-9 if dtype == torch.float64 else 6e-3
     assert_close(OURS.gradients(head, statistics, up, needs, live), theirs, tolerance)
-    monkeypatch.setattr(_engine, "MIN_CHUNK_COLUMNS", SKIP_COLUMNS)
-    monkeypatch.setattr(_engine, "GRADIENT_CHUNK_BYTES", 1)
+    monkeypatch.setattr(engine, "MIN_CHUNK_COLUMNS", SKIP_COLUMNS)
+    monkeypatch.setattr(engine, "GRADIENT_CHUNK_BYTES", 1)
     assert_close(OURS.gradients(head, statistics, up, needs, live), theirs, tolerance)
 
 
@@ -116,10 +113,10 @@ def test_descriptors_give_the_bits_of_pointers(dtype, d, v, monkeypatch):
             *OURS.statistics_with_gradients(head, lambda *_: up, [True] * 3, None)[1],
         ]
 
-    assert not _problem.Problem(head).tile("statistics").descriptors
+    assert not problem.Problem(head).tile("statistics").descriptors
     pointers = run()
-    monkeypatch.setattr(_configs, "DESCRIPTOR_FAMILIES", {_configs.INTERPRETER})
-    assert _problem.Problem(head).tile("statistics").descriptors
+    monkeypatch.setattr(configs, "DESCRIPTOR_FAMILIES", {configs.INTERPRETER})
+    assert problem.Problem(head).tile("statistics").descriptors
     assert all(torch.equal(a, b) for a, b in zip(pointers, run(), strict=True))
 
 
@@ -209,7 +206,7 @@ def _losses(hidden, weight, target, bias, eager, **head):
 def test_losses_err_at_most_twice_as_much_as_eager(dtype, options, workspace, monkeypatch):
     """Both orders, all terms at once, against float64 on the same inputs."""
     if workspace is not None:
-        monkeypatch.setattr(_engine, "WORKSPACE_BYTES", workspace)
+        monkeypatch.setattr(engine, "WORKSPACE_BYTES", workspace)
     hidden, weight, bias, target = naive.make(90, 40, 300, dtype=dtype, seed=6, scale=0.5)
 
     def run(to, eager):
@@ -229,15 +226,15 @@ def test_losses_err_at_most_twice_as_much_as_eager(dtype, options, workspace, mo
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_the_tiles_of_the_chips(family, dtype, monkeypatch):
     """The shapes that run on a GPU, on a problem that fills none of them."""
-    tile_of = _configs.logits_tile
-    monkeypatch.setattr(_configs, "DESCRIPTOR_FAMILIES", {_configs.INTERPRETER})
+    tile_of = configs.logits_tile
+    monkeypatch.setattr(configs, "DESCRIPTOR_FAMILIES", {configs.INTERPRETER})
     if family == "sm_80":
-        monkeypatch.setattr(_configs, "DESCRIPTOR_FAMILIES", set())
+        monkeypatch.setattr(configs, "DESCRIPTOR_FAMILIES", set())
     monkeypatch.setattr(
-        _configs, "logits_tile", lambda kernel, _, *rest: tile_of(kernel, family, *rest)
+        configs, "logits_tile", lambda kernel, _, *rest: tile_of(kernel, family, *rest)
     )
-    product = _configs.product_tile
-    monkeypatch.setattr(_configs, "product_tile", lambda _, *rest: product(family, *rest))
+    product = configs.product_tile
+    monkeypatch.setattr(configs, "product_tile", lambda _, *rest: product(family, *rest))
     head = head_of(180, 72, 300, dtype=dtype, seed=7, temperature=1.3)
     exact = head_of(180, 72, 300, dtype=torch.float64, seed=7, temperature=1.3)
     exact.hidden, exact.weight, exact.bias = (
@@ -266,7 +263,7 @@ def test_a_wide_softcap_in_float16_makes_the_logits_again(monkeypatch):
     """Stored exponentials would lose the logits that the softcap's slope needs."""
     head = head_of(30, 9, 50, dtype=torch.float16, softcap=30.0)
     up = upstream_of(head)
-    monkeypatch.setattr(_engine.Storage, "allocate", None)
+    monkeypatch.setattr(engine.Storage, "allocate", None)
     statistics, sums = OURS.statistics_with_gradients(head, lambda *_: up, [True] * 3, None)
     again = OURS.gradients(head, statistics, up, [True] * 3, None)
     assert all(a.dtype == torch.float32 for a in sums)

@@ -14,14 +14,9 @@ from triton_support import (
     poisoned_buffers,
 )
 
-from s2srm_kernels import (
-    _operators,
-    linear_cross_entropy,
-    linear_logprobs,
-    linear_token_stats,
-)
-from s2srm_kernels._head import Head
-from s2srm_kernels.triton import _configs, _problem
+from s2srm_kernels import dispatch, linear_cross_entropy, linear_logprobs, linear_token_stats
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.triton import configs, problem
 
 __all__ = ["poisoned_buffers"]
 
@@ -29,15 +24,15 @@ __all__ = ["poisoned_buffers"]
 @pytest.fixture
 def triton_by_default(monkeypatch):
     """impl="auto" is triton."""
-    assert _operators.load("triton") is None
-    monkeypatch.setattr(_operators, "_AUTO_ORDER_ELSEWHERE", ("triton", "reference"))
-    monkeypatch.setattr(_operators, "_AUTO_CHOICES", {})
+    assert dispatch.load("triton") is None
+    monkeypatch.setattr(dispatch, "_AUTO_ORDER_ELSEWHERE", ("triton", "reference"))
+    monkeypatch.setattr(dispatch, "_AUTO_CHOICES", {})
 
 
 @pytest.fixture
 def descriptors(monkeypatch):
     """The path of tensor descriptors, for 16-bit inputs."""
-    monkeypatch.setattr(_configs, "DESCRIPTOR_FAMILIES", {_configs.INTERPRETER})
+    monkeypatch.setattr(configs, "DESCRIPTOR_FAMILIES", {configs.INTERPRETER})
 
 
 SHAPES = [
@@ -74,7 +69,7 @@ def test_strides_that_no_descriptor_takes_go_by_pointers(rows, strides):
     hidden = torch.randn(n, d, generator=g).half()
     target = torch.arange(n)
     head = Head(hidden, weight, None, target, None, 1.0, -100, None)
-    assert not _problem.Problem(head).tile("statistics").descriptors
+    assert not problem.Problem(head).tile("statistics").descriptors
     copied = Head(hidden, weight.clone(), None, target, None, 1.0, -100, None)
     ours, theirs = (OURS.statistics(h, OURS.target_logits(h), False)[0] for h in (head, copied))
     assert torch.equal(ours, theirs)
@@ -158,13 +153,13 @@ def test_no_live_row():
 def test_no_buffer_of_all_logits(monkeypatch):
     """The largest buffer of a forward is far below N x V."""
     sizes = []
-    empty = _problem.Problem.empty
+    empty = problem.Problem.empty
 
     def recorded(self, *shape):
         sizes.append(math.prod(shape))
         return empty(self, *shape)
 
-    monkeypatch.setattr(_problem.Problem, "empty", recorded)
+    monkeypatch.setattr(problem.Problem, "empty", recorded)
     head = head_of(64, 4, 5000, dtype=torch.float32)
     OURS.statistics(head, OURS.target_logits(head), False)
     assert max(sizes) < head.num_live * 5000 / 20

@@ -8,13 +8,13 @@ import kernels_naive as naive
 import pytest
 import torch
 
-from s2srm_kernels._gradients import Upstream
-from s2srm_kernels._head import Head
-from s2srm_kernels._reference import ReferenceEngine
-from s2srm_kernels.triton import _problem
-from s2srm_kernels.triton._engine import TritonEngine
+from s2srm_kernels.lm_head.engine import Upstream
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.reference import ReferenceEngine
+from s2srm_kernels.triton import problem
+from s2srm_kernels.triton.engine import TritonEngine
 
-assert _problem.INTERPRETED
+assert problem.INTERPRETED
 OURS, REFERENCE = TritonEngine(), ReferenceEngine()
 HEADS = [{}, {"softcap": 2.5, "temperature": 0.8}]
 

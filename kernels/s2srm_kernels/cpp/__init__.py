@@ -6,7 +6,7 @@ library loads.
 
 from __future__ import annotations
 
-from s2srm_kernels._extension import load
+from s2srm_kernels.extension import load
 
 
 def register() -> None:
@@ -16,7 +16,7 @@ def register() -> None:
     """
     load()
 
-    from s2srm_kernels._operators import implement
-    from s2srm_kernels.cpp._engine import CppEngine
+    from s2srm_kernels.cpp.engine import CppEngine
+    from s2srm_kernels.dispatch import implement
 
     implement("cpp", "CPU", CppEngine())

@@ -15,16 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import (
+from s2srm_kernels.checks import (
     check_device,
     check_floating,
     check_rows,
     check_tensors,
     compute_dtype,
 )
-from s2srm_kernels._operators import define, select
-from s2srm_kernels._options import Number, pack_options, unpack_options
-from s2srm_kernels._segments import check_cu_seqlens_shape, find_segments
+from s2srm_kernels.cu_seqlens import check_cu_seqlens_shape, find_segments
+from s2srm_kernels.dispatch import define, select
+from s2srm_kernels.options import Number, pack_options, unpack_options
 
 _NAME = "gae"
 

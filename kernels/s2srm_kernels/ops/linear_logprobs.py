@@ -17,22 +17,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2srm_kernels._checks import (
+from s2srm_kernels.checks import (
     autocast_inputs,
     check_head,
     check_tensors,
     check_whole,
     compute_dtype,
 )
-from s2srm_kernels._engine import Engine, ThreeGradients
-from s2srm_kernels._gradients import Upstream, recompute_gradients
-from s2srm_kernels._head import Head
-from s2srm_kernels._operators import define_vocabulary, operator, refuse_second_order, select
-from s2srm_kernels._options import Number, may_be_nonzero, pack_options, unpack_options
-from s2srm_kernels._scaling import fake_gradients, wanted_gradients
-from s2srm_kernels._shards import group_name
-from s2srm_kernels._skipping import SkipReport, fake_plan, statistics_and_plan
-from s2srm_kernels._statistics import fake_residual, residual_of, statistics_of
+from s2srm_kernels.dispatch import define_vocabulary, operator, refuse_second_order, select
+from s2srm_kernels.lm_head.backward import recompute_gradients
+from s2srm_kernels.lm_head.engine import Engine, ThreeGradients, Upstream
+from s2srm_kernels.lm_head.gradients_in_forward import fake_gradients, wanted_gradients
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.shards import group_name
+from s2srm_kernels.lm_head.skipping import SkipReport, fake_plan, statistics_and_plan
+from s2srm_kernels.lm_head.statistics import fake_residual, residual_of, statistics_of
+from s2srm_kernels.options import Number, may_be_nonzero, pack_options, unpack_options
 
 _NAME = "linear_logprobs"
 _BACKWARD = "linear_logprobs_backward"

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2srm_kernels._checks import (
+from s2srm_kernels.checks import (
     autocast_inputs,
     check_floating,
     check_head,
@@ -34,20 +34,20 @@ from s2srm_kernels._checks import (
     check_workspace,
     compute_dtype,
 )
-from s2srm_kernels._engine import Engine
-from s2srm_kernels._gradients import Upstream, no_gradients
-from s2srm_kernels._head import Head
-from s2srm_kernels._operators import choose, define_vocabulary, operator
-from s2srm_kernels._options import Number, may_be_nonzero, pack_options, unpack_options
-from s2srm_kernels._scaling import (
+from s2srm_kernels.dispatch import choose, define_vocabulary, operator
+from s2srm_kernels.lm_head.backward import no_gradients
+from s2srm_kernels.lm_head.engine import Engine, RowStatistics, Upstream
+from s2srm_kernels.lm_head.gradients_in_forward import (
     fake_gradients,
     fits_in_forward,
     save_gradients,
     scale_gradients,
     wanted_gradients,
 )
-from s2srm_kernels._shards import group_name
-from s2srm_kernels._statistics import RowStatistics, fake_residual, residual_of, row_statistics
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.shards import group_name
+from s2srm_kernels.lm_head.statistics import fake_residual, residual_of, row_statistics
+from s2srm_kernels.options import Number, may_be_nonzero, pack_options, unpack_options
 
 _NAME = "linear_ppo_loss"
 _OPTIONS = (

@@ -18,19 +18,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2srm_kernels._checks import (
+from s2srm_kernels.checks import (
     autocast_inputs,
     check_head,
     check_tensors,
     check_whole,
     compute_dtype,
 )
-from s2srm_kernels._engine import Engine
-from s2srm_kernels._head import Head
-from s2srm_kernels._operators import define_vocabulary, select
-from s2srm_kernels._options import Number, pack_options, unpack_options
-from s2srm_kernels._shards import group_name
-from s2srm_kernels._statistics import row_statistics
+from s2srm_kernels.dispatch import define_vocabulary, select
+from s2srm_kernels.lm_head.engine import Engine
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.shards import group_name
+from s2srm_kernels.lm_head.statistics import row_statistics
+from s2srm_kernels.options import Number, pack_options, unpack_options
 
 _NAME = "linear_token_stats"
 _OPTIONS = ("temperature", "softcap")

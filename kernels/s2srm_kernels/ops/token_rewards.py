@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import (
+from s2srm_kernels.checks import (
     check_floating,
     check_integer,
     check_rows,
@@ -23,9 +23,9 @@ from s2srm_kernels._checks import (
     check_whole,
     compute_dtype,
 )
-from s2srm_kernels._operators import define, select
-from s2srm_kernels._options import Number, pack_options, unpack_options
-from s2srm_kernels._segments import check_cu_seqlens_shape, find_segments
+from s2srm_kernels.cu_seqlens import check_cu_seqlens_shape, find_segments
+from s2srm_kernels.dispatch import define, select
+from s2srm_kernels.options import Number, pack_options, unpack_options
 
 _NAME = "token_rewards"
 _OPTIONS = ("max_margin", "positive", "negative", "match")

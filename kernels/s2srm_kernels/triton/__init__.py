@@ -26,9 +26,9 @@ def register() -> None:
     if tuple(int(part) for part in version.split(".")[:2]) < (3, 6):
         raise ImportError(f"triton 3.6 or later is needed, got {version}")
 
-    from s2srm_kernels._operators import implement
-    from s2srm_kernels.triton._engine import TritonEngine
-    from s2srm_kernels.triton._problem import INTERPRETED
+    from s2srm_kernels.dispatch import implement
+    from s2srm_kernels.triton.engine import TritonEngine
+    from s2srm_kernels.triton.problem import INTERPRETED
 
     engine = TritonEngine()
     implement("triton", "CUDA", engine)

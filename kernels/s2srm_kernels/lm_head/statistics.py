@@ -10,56 +10,13 @@ rest keeps the digits of a confident row, whose rest is small.
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import compute_dtype
-from s2srm_kernels._engine import Engine
-from s2srm_kernels._head import Head
-from s2srm_kernels._shards import all_gather, all_reduce_max_
-
-# exp(-1000) is 0 in float32 and float64, and 0 * -1000 is 0 where 0 * -inf would be NaN: a logit
-# of -inf (a suppressed token) has no mass, no entropy and no gradient.
-FLOOR = -1000.0
-
-
-class RowStatistics(NamedTuple):
-    """(R,) each, in the compute dtype; argmax, an id of the whole vocabulary, and above int64.
-
-    log_sum is lse - max_logit; expected_shift is E_p[z - max_logit]; mean_shift is the plain mean
-    over the vocabulary of z - max_logit; above counts the logits greater than the target's, where
-    that was asked for.
-    """
-
-    max_logit: Tensor
-    log_sum: Tensor
-    expected_shift: Tensor
-    mean_shift: Tensor
-    target_logit: Tensor
-    argmax: Tensor
-    above: Tensor
-
-    @property
-    def logprobs(self) -> Tensor:
-        """log p(target), never above 0."""
-        return (self.target_logit - self.max_logit) - self.log_sum
-
-    @property
-    def entropy(self) -> Tensor:
-        """-sum p log p, nats."""
-        return self.log_sum - self.expected_shift
-
-    @property
-    def lse(self) -> Tensor:
-        """log sum e^z."""
-        return self.max_logit + self.log_sum
-
-    @property
-    def mean_logprob(self) -> Tensor:
-        """Mean over the vocabulary of log p."""
-        return self.mean_shift - self.log_sum
+from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.engine import FLOOR, Engine, RowStatistics
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.shards import all_gather, all_reduce_max_
 
 
 def row_statistics(

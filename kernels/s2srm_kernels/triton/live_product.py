@@ -11,7 +11,7 @@ dense gradients torch's own products are faster (see _engine).
 import triton
 import triton.language as tl
 
-from s2srm_kernels.triton._tiles import multiply_add
+from s2srm_kernels.triton.tiles import multiply_add
 
 
 @triton.jit

@@ -19,7 +19,7 @@ stored, e^(z - reference), into dz in place. Neither has an atomic.
 import triton
 import triton.language as tl
 
-from s2srm_kernels.triton._tiles import (
+from s2srm_kernels.triton.tiles import (
     FLOOR,
     dot_tile,
     exp,

@@ -15,11 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import compute_dtype
-from s2srm_kernels._engine import SKIP_COLUMNS, ThreeGradients
-from s2srm_kernels._gradients import Upstream, UpstreamOf
-from s2srm_kernels._head import Head
-from s2srm_kernels._statistics import RowStatistics, merge
+from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.engine import (
+    SKIP_COLUMNS,
+    RowStatistics,
+    ThreeGradients,
+    Upstream,
+    UpstreamOf,
+)
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.statistics import merge
 
 WORKSPACE_BYTES = 48 * 2**20
 # With fewer rows in a chunk the weight is read too often: making the logits twice is faster.

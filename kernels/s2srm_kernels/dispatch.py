@@ -27,8 +27,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from s2srm_kernels._engine import Engine
-from s2srm_kernels._reference import ReferenceEngine
+from s2srm_kernels.lm_head.engine import Engine
+from s2srm_kernels.lm_head.reference import ReferenceEngine
 
 NAMESPACE = "s2srm"
 IMPLS = ("reference", "cpp", "triton")

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
-from s2srm_kernels.triton import _configs, _launch
-from s2srm_kernels.triton._configs import Tile
-from s2srm_kernels.triton._gradients import logit_gradients_kernel, stored_gradients_kernel
-from s2srm_kernels.triton._products import live_product_kernel
-from s2srm_kernels.triton._statistics import (
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.triton import configs, launch
+from s2srm_kernels.triton.backward import logit_gradients_kernel, stored_gradients_kernel
+from s2srm_kernels.triton.configs import Tile
+from s2srm_kernels.triton.forward import (
     merge_kernel,
     statistics_kernel,
     target_logits_kernel,
 )
+from s2srm_kernels.triton.live_product import live_product_kernel
 
 ARCHITECTURES = (80, 90, 100)
 _NAMES = {
@@ -95,30 +95,30 @@ def variants() -> Iterator[Variant]:
 
 
 def _variants(arch: int, dtype: torch.dtype) -> Iterator[Variant]:
-    family = _configs.family_of(divmod(arch, 10))
+    family = configs.family_of(divmod(arch, 10))
     paths = [False]
-    if dtype.itemsize == 2 and family in _configs.DESCRIPTOR_FAMILIES:
+    if dtype.itemsize == 2 and family in configs.DESCRIPTOR_FAMILIES:
         paths.append(True)
     for descriptors, full in itertools.product(paths, (False, True)):
         yield from _logit_kernels(arch, family, dtype, descriptors, full)
-    stored = [_configs.logits_tile("stored_statistics", family, dtype, path) for path in paths]
+    stored = [configs.logits_tile("stored_statistics", family, dtype, path) for path in paths]
     widths = sorted({tile.block_n // tile.parts for tile in stored})
     for width, full in itertools.product(widths, (False, True)):
         constexprs = {
             "LOG_STORE_SCALE": 0.0,
-            "BLOCK_R": _launch.STORED_ROWS,
+            "BLOCK_R": launch.STORED_ROWS,
             "WIDTH": width,
             "HAS_ENTROPY": full,
             "HAS_CONSTANT": full,
             "CAPPED": full,
         }
         name = f"stored_gradients-{width}-" + ("full" if full else "plain")
-        warps = _launch.STORED_WARPS
+        warps = launch.STORED_WARPS
         yield _variant(name, stored_gradients_kernel, arch, dtype, constexprs, warps, 1)
     yield _variant(
-        "merge", merge_kernel, arch, dtype, {"BLOCK_R": _launch.MERGE_ROWS}, _launch.MERGE_WARPS, 3
+        "merge", merge_kernel, arch, dtype, {"BLOCK_R": launch.MERGE_ROWS}, launch.MERGE_WARPS, 3
     )
-    tile = _configs.product_tile(family, dtype)
+    tile = configs.product_tile(family, dtype)
     for accumulate, skip in ((True, (SKIP_ROWS, SKIP_COLUMNS)), (False, (SKIP_COLUMNS, SKIP_ROWS))):
         constexprs = _blocks(tile) | {
             "ACCUMULATE": accumulate,
@@ -150,8 +150,8 @@ def _logit_kernels(
     }
 
     def tiled(kernel: str) -> tuple[Tile, dict[str, Any]]:
-        wanted = descriptors and _configs.has_descriptors(kernel, family)
-        tile = _configs.logits_tile(kernel, family, dtype, wanted)
+        wanted = descriptors and configs.has_descriptors(kernel, family)
+        tile = configs.logits_tile(kernel, family, dtype, wanted)
         schedule = {
             "TMA": tile.descriptors,
             "FAST": dtype.itemsize == 2,
@@ -163,26 +163,26 @@ def _logit_kernels(
         return tile, _blocks(tile) | options | schedule
 
     tile, constexprs = tiled("statistics")
-    launch = (tile.num_warps, tile.num_stages)
+    warps = (tile.num_warps, tile.num_stages)
     target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
-    target["PARTS"] = _launch.TARGET_PARTS
-    yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *launch)
+    target["PARTS"] = launch.TARGET_PARTS
+    yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *warps)
     counted = {"COUNT": True, "TILE_LSE": full, "STORE": False}
     constexprs |= counted | {"HEADROOM": None, "STORE_SCALE": 1.0}
-    yield _variant(f"statistics-{label}", statistics_kernel, arch, dtype, constexprs, *launch)
-    if _configs.has_descriptors("stored_statistics", family) or not descriptors:
+    yield _variant(f"statistics-{label}", statistics_kernel, arch, dtype, constexprs, *warps)
+    if configs.has_descriptors("stored_statistics", family) or not descriptors:
         tile, constexprs = tiled("stored_statistics")
-        launch = (tile.num_warps, tile.num_stages)
+        warps = (tile.num_warps, tile.num_stages)
         constexprs |= {"COUNT": False, "TILE_LSE": False, "STORE": True}
         constexprs |= {"HEADROOM": 60.0, "STORE_SCALE": 1.0}
         name = f"stored_statistics-{label}"
-        yield _variant(name, statistics_kernel, arch, dtype, constexprs, *launch)
+        yield _variant(name, statistics_kernel, arch, dtype, constexprs, *warps)
     tile, constexprs = tiled("gradients")
-    launch = (tile.num_warps, tile.num_stages)
+    warps = (tile.num_warps, tile.num_stages)
     terms = {"HAS_ENTROPY": full, "HAS_CONSTANT": full, "HAS_LIVE": full}
     terms |= {"SKIP_ROWS": SKIP_ROWS, "SKIP_COLUMNS": SKIP_COLUMNS}
     name = f"logit_gradients-{label}"
-    yield _variant(name, logit_gradients_kernel, arch, dtype, constexprs | terms, *launch)
+    yield _variant(name, logit_gradients_kernel, arch, dtype, constexprs | terms, *warps)
 
 
 def _blocks(tile: Tile) -> dict[str, int]:

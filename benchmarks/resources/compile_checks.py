@@ -6,8 +6,8 @@ and no stack; shared memory within the chip's; the chip's matrix instructions in
 kernel of a 16-bit dtype. What each uses is recorded in a table, so that a change shows up in the
 diff:
 
-    python -m s2srm_kernels.triton.compile_checks --write benchmarks/results/kernel_resources.md
-    python -m s2srm_kernels.triton.compile_checks --compare benchmarks/results/kernel_resources.md
+    python -m benchmarks.resources.compile_checks --write benchmarks/results/kernel_resources.md
+    python -m benchmarks.resources.compile_checks --compare benchmarks/results/kernel_resources.md
 
 The table holds for one version of Triton: with another, only the limits are checked.
 
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2srm_kernels.triton._variants import Variant
+    from benchmarks.resources.variants import Variant
 
 # Bytes of shared memory that one block may ask for, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -169,7 +169,7 @@ def _reason(error: BaseException) -> str:
 
 def _check_one(name: str) -> tuple[Resources | None, list[str], float]:
     """Measures the variant of that name; runs in a process of its own."""
-    from s2srm_kernels.triton._variants import variants
+    from benchmarks.resources.variants import variants
 
     variant = next(v for v in variants() if v.name == name)
     start = time.perf_counter()
@@ -187,7 +187,7 @@ def check_all(jobs: int, only: str) -> tuple[list[Resources], list[str]]:
 
     Returns the resources in the order of `variants()`, and what is wrong, in words.
     """
-    from s2srm_kernels.triton._variants import variants
+    from benchmarks.resources.variants import variants
 
     names = [v.name for v in variants() if only in v.name]
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -224,7 +224,7 @@ def write_table(path: Path, measured: Sequence[Resources], version: str) -> None
     lines = [
         "# What the Triton kernels use",
         "",
-        f"Triton {version}. Made by `python -m s2srm_kernels.triton.compile_checks --write PATH`;",
+        f"Triton {version}. Made by `python -m benchmarks.resources.compile_checks --write PATH`;",
         "compared with the code by tests/kernels/test_triton_compile.py.",
         "",
         f"| {' | '.join(HEADER)} |",
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wrong += changes
             wrong.append(
                 "if these changes are meant, record them: python -m "
-                f"s2srm_kernels.triton.compile_checks --write {options.compare}"
+                f"benchmarks.resources.compile_checks --write {options.compare}"
             )
     print("\n".join(wrong) if wrong else "all within their limits", flush=True)
     return 1 if wrong else 0

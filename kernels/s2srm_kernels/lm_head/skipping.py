@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS, Engine
-from s2srm_kernels._head import Head
-from s2srm_kernels._statistics import RowStatistics, row_statistics
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Engine, RowStatistics
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.statistics import row_statistics
 
 
 @dataclass

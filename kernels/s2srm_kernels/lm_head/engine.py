@@ -7,23 +7,78 @@ those statistics (`Upstream`) into the gradients of hidden, weight and bias.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from s2srm_kernels._head import Head
+from s2srm_kernels.lm_head.head import Head
 
-if TYPE_CHECKING:
-    from s2srm_kernels._gradients import Upstream
-    from s2srm_kernels._statistics import RowStatistics
-
-# Blocks of the logits that may be left out of a backward together (see _skipping).
+# Blocks of the logits that may be left out of a backward together (see skipping).
 SKIP_ROWS = 128
 SKIP_COLUMNS = 256
 
 ThreeGradients = tuple[Tensor, Tensor, Tensor]
 """d_hidden (N, D) with zeros in ignored rows, d_weight (V, D), d_bias (V,); each (0,) where it is
 not needed (no bias included)."""
+
+
+# exp(-1000) is 0 in float32 and float64, and 0 * -1000 is 0 where 0 * -inf would be NaN: a logit
+# of -inf (a suppressed token) has no mass, no entropy and no gradient.
+FLOOR = -1000.0
+
+
+class RowStatistics(NamedTuple):
+    """(R,) each, in the compute dtype; argmax, an id of the whole vocabulary, and above int64.
+
+    log_sum is lse - max_logit; expected_shift is E_p[z - max_logit]; mean_shift is the plain mean
+    over the vocabulary of z - max_logit; above counts the logits greater than the target's, where
+    that was asked for.
+    """
+
+    max_logit: Tensor
+    log_sum: Tensor
+    expected_shift: Tensor
+    mean_shift: Tensor
+    target_logit: Tensor
+    argmax: Tensor
+    above: Tensor
+
+    @property
+    def logprobs(self) -> Tensor:
+        """log p(target), never above 0."""
+        return (self.target_logit - self.max_logit) - self.log_sum
+
+    @property
+    def entropy(self) -> Tensor:
+        """-sum p log p, nats."""
+        return self.log_sum - self.expected_shift
+
+    @property
+    def lse(self) -> Tensor:
+        """log sum e^z."""
+        return self.max_logit + self.log_sum
+
+    @property
+    def mean_logprob(self) -> Tensor:
+        """Mean over the vocabulary of log p."""
+        return self.mean_shift - self.log_sum
+
+
+class Upstream(NamedTuple):
+    """(R,) upstream gradient of each row statistic, in the compute dtype; None is zero."""
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+    lse: Tensor | None = None
+    mean_logprob: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Upstream:
+        """function of every field that is not None."""
+        entropy, lse, mean_logprob = (None if t is None else function(t) for t in self[1:])
+        return Upstream(function(self.logprobs), entropy, lse, mean_logprob)
+
+
+UpstreamOf = Callable[[RowStatistics, slice], Upstream]
 
 
 class Engine(Protocol):
@@ -63,7 +118,7 @@ class Engine(Protocol):
     def statistics_with_gradients(
         self,
         head: Head,
-        upstream_of: Callable[[RowStatistics, slice], Upstream],
+        upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
     ) -> tuple[RowStatistics, ThreeGradients]:

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS
-from s2srm_kernels.triton import _configs
-from s2srm_kernels.triton._gradients import logit_gradients_kernel, stored_gradients_kernel
-from s2srm_kernels.triton._problem import OPTIONS, Problem
-from s2srm_kernels.triton._products import live_product_kernel
-from s2srm_kernels.triton._statistics import (
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.triton import configs
+from s2srm_kernels.triton.backward import logit_gradients_kernel, stored_gradients_kernel
+from s2srm_kernels.triton.forward import (
     merge_kernel,
     statistics_kernel,
     target_logits_kernel,
 )
+from s2srm_kernels.triton.live_product import live_product_kernel
+from s2srm_kernels.triton.problem import OPTIONS, Problem
 
 # Pieces of the tile of targets: a bit is the same in any number of them.
 TARGET_PARTS = 4
@@ -112,7 +112,7 @@ def statistics(
     """
     tile = problem.tile("statistics" if storage is None else "stored_statistics")
     num_columns, num_rows = problem.num_columns, targets.shape[0]
-    split_columns = _configs.split_columns(num_columns)
+    split_columns = configs.split_columns(num_columns)
     num_splits = -(-num_columns // split_columns)
     num_row_blocks = -(-num_rows // tile.block_m)
     partial = problem.empty(num_splits, PARTIAL_FIELDS, num_rows)
@@ -253,7 +253,7 @@ def live_product(
     accumulate: bool,
 ) -> None:
     """result = or += left @ right over the live blocks of left, of `skip` rows and columns."""
-    tile = _configs.product_tile(problem.family, left.dtype)
+    tile = configs.product_tile(problem.family, left.dtype)
     indices = live.logical_not().argsort(dim=1, stable=True).to(torch.int32).contiguous()
     size_m, size_n = result.shape
     grid = (-(-size_m // tile.block_m), -(-size_n // tile.block_n))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor  # of is_grads_batched
 
-from s2srm_kernels._operators import define, engine_of, operator, refuse_second_order
+from s2srm_kernels.dispatch import define, engine_of, operator, refuse_second_order
 
 _NAME = "linear_loss_backward"
 _Three = tuple[Tensor, Tensor, Tensor]

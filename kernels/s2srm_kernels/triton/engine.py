@@ -19,14 +19,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import compute_dtype
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS, ThreeGradients
-from s2srm_kernels._gradients import Upstream, UpstreamOf, no_gradients
-from s2srm_kernels._head import Head
-from s2srm_kernels._statistics import FLOOR, RowStatistics, merge
-from s2srm_kernels.triton import _launch
-from s2srm_kernels.triton._launch import Coefficients, Storage
-from s2srm_kernels.triton._problem import Problem
+from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.backward import no_gradients
+from s2srm_kernels.lm_head.engine import (
+    FLOOR,
+    SKIP_COLUMNS,
+    SKIP_ROWS,
+    RowStatistics,
+    ThreeGradients,
+    Upstream,
+    UpstreamOf,
+)
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.statistics import merge
+from s2srm_kernels.triton import launch
+from s2srm_kernels.triton.launch import Coefficients, Storage
+from s2srm_kernels.triton.problem import Problem
 
 # Bound on a chunk of stored exponentials and the sum of the weight's gradient where the caller
 # gives none: in 16 bits 2048 rows at V = 256000, D = 3072, every row at V = 32000.
@@ -48,7 +56,7 @@ class TritonEngine:
         if problem.num_rows == 0:
             return problem.empty(0)
         with problem.on_device():
-            return _launch.target_logits(problem)
+            return launch.target_logits(problem)
 
     def statistics(
         self, head: Head, target_logits: Tensor | None, tiles: bool
@@ -64,8 +72,8 @@ class TritonEngine:
             tile_lse = problem.empty(num_tiles * per_tile, num_rows).fill_(-math.inf)
         count = target_logits is not None
         with problem.on_device():
-            targets = _launch.target_logits(problem) if target_logits is None else target_logits
-            packed = _launch.statistics(problem, slice(0, num_rows), targets, count, tile_lse)
+            targets = launch.target_logits(problem) if target_logits is None else target_logits
+            packed = launch.statistics(problem, slice(0, num_rows), targets, count, tile_lse)
         if tile_lse is None:
             return packed, None
         return packed, tile_lse.view(num_tiles, -1, num_rows).logsumexp(dim=1).t()
@@ -89,18 +97,18 @@ class TritonEngine:
         sums = no_gradients(head, needs)
         parts: list[RowStatistics] = []
         with problem.on_device():
-            targets = _launch.target_logits(problem)
+            targets = launch.target_logits(problem)
             buffers = Storage.allocate(problem, min(step, problem.num_rows))
             for start in range(0, problem.num_rows, step):
                 rows = slice(start, min(start + step, problem.num_rows))
                 storage = buffers.rows(rows.stop - rows.start)
-                packed = _launch.statistics(
+                packed = launch.statistics(
                     problem, rows, targets[rows], count=False, storage=storage
                 )
                 part = merge(packed, head)
                 upstream = upstream_of(part, rows)
                 coefficients = row_coefficients(head, part, upstream)
-                _launch.stored_gradients(problem, rows, coefficients, storage)
+                launch.stored_gradients(problem, rows, coefficients, storage)
                 _add_products(problem, rows, storage.exponentials, sums)
                 parts.append(part)
         return RowStatistics(*(torch.cat(field) for field in zip(*parts, strict=True))), sums
@@ -152,7 +160,7 @@ def _chunk_rows(hidden: Tensor, weight: Tensor, workspace_bytes: int | None) -> 
     num_columns, dtype = weight.shape[0], compute_dtype(hidden)
     bound = WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
     column_bytes = hidden.dtype.itemsize + dtype.itemsize / _REFERENCE_COLUMNS[dtype]
-    row_bytes = _launch.storage_stride(num_columns) * column_bytes
+    row_bytes = launch.storage_stride(num_columns) * column_bytes
     rows = int((bound - weight.numel() * dtype.itemsize) // row_bytes)
     if rows < min(MIN_CHUNK_ROWS, hidden.shape[0]):
         return 0
@@ -173,8 +181,8 @@ def _statistics_then_gradients(
     """The columns-first order for a loss whose upstream gradients are known after the forward."""
     everything = slice(0, problem.num_rows)
     with problem.on_device():
-        targets = _launch.target_logits(problem)
-        packed = _launch.statistics(problem, everything, targets, count=False)
+        targets = launch.target_logits(problem)
+        packed = launch.statistics(problem, everything, targets, count=False)
     statistics = merge(packed, problem.head)
     upstream = upstream_of(statistics, everything)
     dtype = problem.head.dtype
@@ -214,7 +222,7 @@ def _recompute(
     d_bias = head.weight.new_empty(head.weight.shape[0] if needs_bias else 0, dtype=dtype)
     chunks = list(_column_chunks(problem))
     width = chunks[0].stop - chunks[0].start
-    buffer = problem.hidden.new_empty(problem.num_rows, _launch.storage_stride(width))
+    buffer = problem.hidden.new_empty(problem.num_rows, launch.storage_stride(width))
     with problem.on_device():
         for columns in chunks:
             dz = buffer[:, : columns.stop - columns.start]
@@ -224,7 +232,7 @@ def _recompute(
                 blocks = live[: -(-problem.num_rows // SKIP_ROWS), tiles].contiguous()
                 if needs_bias:
                     dz.zero_()
-            _launch.logit_gradients(problem, columns, coefficients, blocks, dz)
+            launch.logit_gradients(problem, columns, coefficients, blocks, dz)
             if needs[0]:
                 first = columns.start == 0
                 _live_or_dense(problem, dz, problem.weight[columns], blocks, sums, not first)
@@ -265,7 +273,7 @@ def _live_or_dense(
     skip = (SKIP_ROWS, SKIP_COLUMNS)
     if left.stride(0) == 1:
         skip = (SKIP_COLUMNS, SKIP_ROWS)
-    _launch.live_product(problem, left, right, blocks, result, skip, accumulate)
+    launch.live_product(problem, left, right, blocks, result, skip, accumulate)
 
 
 def _product(left: Tensor, right: Tensor, result: Tensor, accumulate: bool = False) -> None:

@@ -16,7 +16,7 @@ Left out: splits chosen by the number of rows, which would give a row other bits
 import triton
 import triton.language as tl
 
-from s2srm_kernels.triton._tiles import (
+from s2srm_kernels.triton.tiles import (
     combine,
     dot_tile,
     exp,

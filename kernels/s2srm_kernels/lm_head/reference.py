@@ -20,11 +20,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import compute_dtype
-from s2srm_kernels._engine import SKIP_COLUMNS, SKIP_ROWS, ThreeGradients
-from s2srm_kernels._gradients import Upstream, UpstreamOf, no_gradients
-from s2srm_kernels._head import Head
-from s2srm_kernels._statistics import FLOOR, RowStatistics, merge
+from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.backward import no_gradients
+from s2srm_kernels.lm_head.engine import (
+    FLOOR,
+    SKIP_COLUMNS,
+    SKIP_ROWS,
+    RowStatistics,
+    ThreeGradients,
+    Upstream,
+    UpstreamOf,
+)
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.statistics import merge
 
 TILE = 128
 _CHUNK_ELEMENTS = 2**24

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import compute_dtype
-from s2srm_kernels._shards import Shard, find_shard
+from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.shards import Shard, find_shard
 
 
 def live_rows(target: Tensor, ignore_index: int, num_classes: int) -> Tensor:

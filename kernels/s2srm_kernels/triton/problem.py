@@ -16,9 +16,9 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from s2srm_kernels._head import Head
-from s2srm_kernels.triton import _configs
-from s2srm_kernels.triton._configs import Tile
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.triton import configs
+from s2srm_kernels.triton.configs import Tile
 
 INTERPRETED = bool(knobs.runtime.interpret)
 _ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -63,8 +63,8 @@ class Problem:
 
     def tile(self, kernel: str) -> Tile:
         """The kernel's tile."""
-        descriptors = self.aligned and _configs.has_descriptors(kernel, self.family)
-        return _configs.logits_tile(kernel, self.family, self.hidden.dtype, descriptors)
+        descriptors = self.aligned and configs.has_descriptors(kernel, self.family)
+        return configs.logits_tile(kernel, self.family, self.hidden.dtype, descriptors)
 
     def operands(
         self, tile: Tile, rows: slice, columns: slice, pointers: bool = False
@@ -140,8 +140,8 @@ def fits_descriptor(matrix: Tensor) -> bool:
 def family_on(device: torch.device) -> str:
     """The architecture family of a device; ValueError if the kernels do not run there."""
     if INTERPRETED and device.type == "cpu":
-        return _configs.INTERPRETER
-    return _configs.family_of(torch.cuda.get_device_capability(device))
+        return configs.INTERPRETER
+    return configs.family_of(torch.cuda.get_device_capability(device))
 
 
 @functools.cache

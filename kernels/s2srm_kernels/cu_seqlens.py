@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2srm_kernels._checks import check_device, check_integer
+from s2srm_kernels.checks import check_device, check_integer
 
 
 def check_cu_seqlens_shape(cu_seqlens: Tensor, rows: Tensor, rows_name: str) -> None:

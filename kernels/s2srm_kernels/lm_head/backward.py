@@ -12,32 +12,13 @@ nearly 1, keeps its digits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from s2srm_kernels._engine import Engine, ThreeGradients
-from s2srm_kernels._head import Head
-from s2srm_kernels._shards import all_reduce_
-from s2srm_kernels._statistics import RowStatistics
-
-
-class Upstream(NamedTuple):
-    """(R,) upstream gradient of each row statistic, in the compute dtype; None is zero."""
-
-    logprobs: Tensor
-    entropy: Tensor | None = None
-    lse: Tensor | None = None
-    mean_logprob: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Upstream:
-        """function of every field that is not None."""
-        entropy, lse, mean_logprob = (None if t is None else function(t) for t in self[1:])
-        return Upstream(function(self.logprobs), entropy, lse, mean_logprob)
-
-
-UpstreamOf = Callable[[RowStatistics, slice], Upstream]
+from s2srm_kernels.lm_head.engine import Engine, RowStatistics, ThreeGradients, Upstream
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.shards import all_reduce_
 
 
 def no_gradients(head: Head, needs: Sequence[bool]) -> ThreeGradients:

@@ -1,0 +1,1 @@
+"""What the compiled kernels use of a chip, read without one."""
