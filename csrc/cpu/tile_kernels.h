@@ -209,8 +209,10 @@ constexpr TileKernels<T> table(const char* name) {
           finish_logits<T>,
           statistics<T>,
           merge<T>,
+          draw<T>,
           gradients<T>,
           copy_far<T>,
+          noise,
           elementwise<T, exp_of<T>>,
           elementwise<T, tanh_of<T>>};
 }
