@@ -54,7 +54,7 @@ _SUMS = (
 _ARRAYS = {
     "columns": "*i32",
     "active": "*i32",
-    "holds_target": "*i8",
+    "holds_target": "*i32",
     "far": "*i8",
     "live_blocks": "*i8",
 }
