@@ -62,15 +62,16 @@ class CppEngine:
     def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
         problem = _Problem(head)
         num_rows = head.num_live
-        draws = Draws(problem.empty(num_rows, 7), problem.empty(num_rows), head.rows.clone())
+        packed = problem.empty(num_rows, 7)
+        perturbed, columns = problem.empty(num_rows), torch.empty_like(head.rows)
         torch.ops.s2srm.cpu_sample(
             *problem.arguments(),
             *(None, None) if noise is None else (part.contiguous() for part in noise),
             head.shard.offset,
             None if suppressed is None else suppressed.contiguous(),
-            *draws,
+            *(packed, perturbed, columns),
         )
-        return draws
+        return Draws(perturbed, columns, packed)
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None

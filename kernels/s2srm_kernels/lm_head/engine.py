@@ -97,14 +97,15 @@ class Upstream(NamedTuple):
 class Draws(NamedTuple):
     """What `Engine.sample` found among this rank's columns.
 
-    packed (R, 7): the bits of `statistics`, with the drawn column's logit in place of the target's.
     perturbed (R,): the largest perturbed logit, compute dtype, -inf where all are suppressed.
     columns (R,) int64: where it is, of equal ones the lowest.
+    packed (R, 7): the bits of `statistics` with these columns for targets; None where they are not
+    to be had in the same pass.
     """
 
-    packed: Tensor
     perturbed: Tensor
     columns: Tensor
+    packed: Tensor | None
 
 
 UpstreamOf = Callable[[RowStatistics, slice], Upstream]

@@ -74,7 +74,7 @@ class ReferenceEngine:
     def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
         problem = _Problem(head)
         none = head.weight.new_empty(0, dtype=head.dtype)
-        parts = [Draws(none.view(0, 7), none, head.rows[:0])]
+        parts = [(none, head.rows[:0], none.view(0, 7))]
         for rows in problem.chunks():
             z = problem.logits(rows)
             packed = problem.pack(z, rows, None)
@@ -87,7 +87,7 @@ class ReferenceEngine:
             columns = perturbed.argmax(dim=1)  # of equal maxima, the first
             packed[:, 4:5] = z.gather(1, columns[:, None])
             best = perturbed.gather(1, columns[:, None]).squeeze(1)
-            parts.append(Draws(packed, best, columns))
+            parts.append((best, columns, packed))
         return Draws(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def gradients_in_forward(

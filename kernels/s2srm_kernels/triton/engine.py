@@ -44,6 +44,7 @@ from s2srm_kernels.lm_head.engine import (
     FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
+    Draws,
     RowStatistics,
     ThreeGradients,
     Upstream,
@@ -51,10 +52,12 @@ from s2srm_kernels.lm_head.engine import (
     Wanted,
 )
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.lm_head.statistics import merge
 from s2srm_kernels.triton import launch
 from s2srm_kernels.triton.launch import Coefficients, Storage
 from s2srm_kernels.triton.problem import Problem
+from s2srm_kernels.triton.sample import draw
 
 # Bound on a chunk of stored exponentials, and the sum of the weight's gradient where one chunk does
 # not hold all rows, if the caller gives none: all of 8192 rows at V = 262144 in 16 bits.
@@ -106,6 +109,13 @@ class TritonEngine:
         if tile_lse is None:
             return packed, None
         return packed, tile_lse.view(num_tiles, -1, num_rows).logsumexp(dim=1).t()
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        problem = Problem(head)
+        if problem.num_rows == 0:
+            return Draws(problem.empty(0), head.rows, None)
+        with problem.on_device():
+            return Draws(*draw(problem, noise, suppressed), None)
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
