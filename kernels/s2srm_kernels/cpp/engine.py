@@ -1,4 +1,4 @@
-"""The CPU's engine: shapes, buffers and the order of the passes; csrc/cpu/ computes.
+"""The CPU's engine: shapes, buffers and the order of the passes; csrc/lm_head/ computes.
 
 Nothing of size (R, V) is made. Kept logits lie column by column, as (V, rows): a chunk of rows in a
 workspace of at most WORKSPACE_BYTES, or up to D rows in the memory of d_weight, which they leave as
@@ -131,7 +131,7 @@ class _Gradients(NamedTuple):
 
 
 class _Problem:
-    """A head with tensors as csrc/cpu takes them: rows of hidden and weight contiguous."""
+    """A head with tensors as csrc/lm_head takes them: rows of hidden and weight contiguous."""
 
     def __init__(self, head: Head) -> None:
         self.head = head

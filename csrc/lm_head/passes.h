@@ -1,11 +1,13 @@
-// The three passes over the vocabulary: what bindings.cpp calls.
+// The passes over the vocabulary: what bindings.cpp calls.
 #pragma once
 
 #include "head.h"
+#include "simd/kernels.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
 inline constexpr int64_t kPackedStatistics = 7;
+inline constexpr int64_t kTaskRows = 2 * kBlockRows;  // the most that a worker takes at a time
 
 // out (num_rows): each row's logit at its target, the same bits as in `statistics`; -inf without
 // one.
@@ -19,14 +21,14 @@ template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
                 T* packed, T* tile_lse, T* logits, int64_t logits_stride);
 
-// (num_rows) each; null is zero, of `live` everything.
+// (num_rows) each; null is zero, of `kept` everything.
 template <class T>
 struct Coefficients {
   const T *max_logit, *log_sum, *entropy;
   const T *d_logprobs, *d_entropy, *d_lse, *d_mean_logprob;
   int64_t num_total;
-  const bool* live;  // [row / kBlockRows * live_stride + column / kTileColumns]
-  int64_t live_stride;
+  const bool* kept;  // blocks: [row / kBlockRows * kept_stride + column / kTileColumns]
+  int64_t kept_stride;
 };
 
 // Null: not needed. hidden (N, width): live rows are written, the others left alone. weight
@@ -48,4 +50,4 @@ void gradients(const Head<T>& head, const TileKernels<T>& kernels,
                const Coefficients<T>& coefficients, T* logits, int64_t logits_stride,
                int64_t columns, bool stored, const Outputs<T>& outputs);
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

@@ -10,9 +10,10 @@
 #include <string>
 
 #include "../checks.h"
-#include "vocabulary.h"
+#include "passes.h"
+#include "workers.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 namespace {
 
 using Optional = std::optional<Tensor>;
@@ -164,28 +165,28 @@ void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weig
 // entropy, lse and mean log p; `given` says which of the last three are there.
 template <class T>
 Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int64_t num_total,
-                                  const Optional& live, const Head<T>& head) {
+                                  const Optional& kept, const Head<T>& head) {
   const int64_t n = head.num_rows;
   const T* base = data<T>(coefficients, 7 * n, "coefficients must be (7, R)");
   const auto field = [&](int64_t i) {
     return i < 4 || (given >> (i - 4)) & 1 ? base + i * n : nullptr;
   };
   const bool* blocks = nullptr;
-  if (live) {
-    check(live->scalar_type() == ScalarType::Bool && live->is_contiguous() && live->dim() == 2 &&
-              live->size(0) >= ceil_div(n, kBlockRows) &&
-              live->size(1) == ceil_div(head.num_columns, kTileColumns),
-          "live must be (>= ceil(R / 128), ceil(V / 256)) bool");
-    blocks = static_cast<const bool*>(live->const_data_ptr());
+  if (kept) {
+    check(kept->scalar_type() == ScalarType::Bool && kept->is_contiguous() && kept->dim() == 2 &&
+              kept->size(0) >= ceil_div(n, kBlockRows) &&
+              kept->size(1) == ceil_div(head.num_columns, kTileColumns),
+          "kept must be (>= ceil(R / 128), ceil(V / 256)) bool");
+    blocks = static_cast<const bool*>(kept->const_data_ptr());
   }
   return {field(0), field(1), field(2),  field(3), field(4),
-          field(5), field(6), num_total, blocks,   live ? live->size(1) : 0};
+          field(5), field(6), num_total, blocks,   kept ? kept->size(1) : 0};
 }
 
 void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
                    const Optional& bias, const Tensor& target, double softcap, double temperature,
                    const Tensor& coefficients, int64_t given, int64_t num_total,
-                   const Optional& live, Tensor& logits, bool stored, bool accumulate,
+                   const Optional& kept, Tensor& logits, bool stored, bool accumulate,
                    Optional d_hidden, Optional d_weight, Optional d_bias) {
   constexpr int64_t kStoredSpan = 32 * kTileColumns;
   with_head(hidden, rows, weight, bias, target, softcap, temperature,
@@ -204,7 +205,7 @@ void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weigh
               out.accumulate = accumulate;
               check(!stored || logits.size(0) == head.num_columns, "logits must have V rows");
               prefer_huge_pages(d_weight);
-              const auto inputs = make_coefficients(coefficients, given, num_total, live, head);
+              const auto inputs = make_coefficients(coefficients, given, num_total, kept, head);
               gradients(head, kernels, inputs, logits_data<T>(logits, head.num_rows),
                         logits.stride(0), stored ? kStoredSpan : logits.size(0), stored, out);
             });
@@ -226,7 +227,7 @@ void run_elementwise(const Tensor& x, const std::string& function, Tensor& out) 
 }
 
 }  // namespace
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head
 
 #define S2SRM_HEAD                                                                    \
   "Tensor hidden, Tensor rows, Tensor weight, Tensor? bias, Tensor target, float softcap, " \
@@ -238,15 +239,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
         ", Tensor? target_logits, Tensor(a!) packed, Tensor(b!)? tile_lse, Tensor(c!)? logits)"
         " -> ()");
   m.def("cpu_gradients(" S2SRM_HEAD
-        ", Tensor coefficients, int given, int num_total, Tensor? live, Tensor(a!) logits,"
+        ", Tensor coefficients, int given, int num_total, Tensor? kept, Tensor(a!) logits,"
         " bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
         " Tensor(d!)? d_bias) -> ()");
   m.def("cpu_elementwise(Tensor x, str function, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(s2srm, CPU, m) {
-  m.impl("cpu_target_logits", TORCH_BOX(&s2srm::cpu::run_target_logits));
-  m.impl("cpu_statistics", TORCH_BOX(&s2srm::cpu::run_statistics));
-  m.impl("cpu_gradients", TORCH_BOX(&s2srm::cpu::run_gradients));
-  m.impl("cpu_elementwise", TORCH_BOX(&s2srm::cpu::run_elementwise));
+  m.impl("cpu_target_logits", TORCH_BOX(&s2srm::lm_head::run_target_logits));
+  m.impl("cpu_statistics", TORCH_BOX(&s2srm::lm_head::run_statistics));
+  m.impl("cpu_gradients", TORCH_BOX(&s2srm::lm_head::run_gradients));
+  m.impl("cpu_elementwise", TORCH_BOX(&s2srm::lm_head::run_elementwise));
 }
