@@ -1,4 +1,4 @@
-// Elements of hidden, weight and bias: read as the compute type T (float or double) and written back.
+// Elements of hidden, weight and bias, read as the compute type T (float or double), and written.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -1,4 +1,4 @@
-// The first phase of a span's gradients: from its logits, made again or kept, to their gradients dz.
+// The first phase of a span's gradients: its logits, made again or kept, become their gradients dz.
 #pragma once
 
 #include <cmath>

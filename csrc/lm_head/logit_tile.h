@@ -58,7 +58,8 @@ class LogitTile {
 
  private:
   // The rest of the tile's weight, or the beginning of the next tile's.
-  static Prefetch next_block(const Head<T>& head, int64_t first_column, int64_t columns, int64_t k) {
+  static Prefetch next_block(const Head<T>& head, int64_t first_column, int64_t columns,
+                             int64_t k) {
     if (k >= head.width) {
       k = 0;
       first_column += columns;

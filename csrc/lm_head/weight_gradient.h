@@ -78,7 +78,8 @@ class WeightGradient {
   }
 
   // The next rows of hidden and of dz; behind the last row d_weight, if it is read.
-  Prefetch next_block(int64_t tile, int64_t panel, int64_t row, const Left& left, bool fresh) const {
+  Prefetch next_block(int64_t tile, int64_t panel, int64_t row, const Left& left,
+                      bool fresh) const {
     const auto& head = span_.head;
     const int64_t from = panel * span_.kernels.panel, length = span_.panel_width(panel);
     Prefetch prefetch;

@@ -70,8 +70,8 @@ struct TileKernels {
   void (*merge)(int64_t vectors, int64_t merged, T* state, int64_t added, const T* later,
                 int64_t stride);
 
-  // Logits z[column * stride + row] -> their gradients in place (the closed form in s2srm_kernels/lm_head/backward.py); the target's
-  // entry is not special.
+  // Logits z[column * stride + row] -> their gradients in place, by the closed form of
+  // s2srm_kernels/lm_head/backward.py; the target's entry is not special.
   void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
                     int64_t stride);
 
