@@ -161,6 +161,46 @@ void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weig
             });
 }
 
+// packed: its field 4 is the logit of the column drawn.
+void run_sample(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+                const Optional& bias, const Tensor& target, double softcap, double temperature,
+                const Optional& seeds, const Optional& positions, int64_t first_id,
+                const Optional& suppressed, Tensor& packed, Tensor& perturbed, Tensor& columns) {
+  with_head(hidden, rows, weight, bias, target, softcap, temperature,
+            [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
+              const int64_t n = head.num_rows;
+              const auto keys = [&](const Optional& tensor) -> const int64_t* {
+                if (!tensor) return nullptr;
+                check(tensor->scalar_type() == ScalarType::Long && tensor->is_contiguous() &&
+                          tensor->numel() == n,
+                      "seeds and positions must be (R,) int64");
+                return static_cast<const int64_t*>(tensor->const_data_ptr());
+              };
+              check(seeds.has_value() == positions.has_value(), "seeds go with positions");
+              check(columns.scalar_type() == ScalarType::Long && columns.is_contiguous() &&
+                        columns.numel() == n,
+                    "columns must be (R,) int64");
+              check(!suppressed || (suppressed->scalar_type() == ScalarType::Bool &&
+                                    suppressed->is_contiguous() &&
+                                    suppressed->numel() == head.num_columns),
+                    "suppressed must be (V,) bool");
+              T* statistics_data =
+                  data<T>(packed, n * kPackedStatistics, "packed must be (R, 7)");
+              const Draws<T> draws = {
+                  keys(seeds), keys(positions), first_id,
+                  suppressed ? static_cast<const bool*>(suppressed->const_data_ptr()) : nullptr,
+                  data<T>(perturbed, n, "perturbed must be (R,)"), statistics_data + 4,
+                  kPackedStatistics, static_cast<int64_t*>(columns.data_ptr())};
+              statistics<T>(head, kernels, nullptr, statistics_data, nullptr, nullptr, 0, &draws);
+            });
+}
+
+// The noise of one row, for its test.
+void run_noise(int64_t seed, int64_t position, int64_t first_id, Tensor& out) {
+  float* values = data<float>(out, out.numel(), "out must be float32");
+  chosen_kernels<float>().noise(seed, position, first_id, out.numel(), values);
+}
+
 // coefficients: (7, R) max_logit, log_sum, entropy, then the upstream gradients of log p(target),
 // entropy, lse and mean log p; `given` says which of the last three are there.
 template <class T>
@@ -238,6 +278,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
   m.def("cpu_statistics(" S2SRM_HEAD
         ", Tensor? target_logits, Tensor(a!) packed, Tensor(b!)? tile_lse, Tensor(c!)? logits)"
         " -> ()");
+  m.def("cpu_sample(" S2SRM_HEAD
+        ", Tensor? seeds, Tensor? positions, int first_id, Tensor? suppressed, Tensor(a!) packed,"
+        " Tensor(b!) perturbed, Tensor(c!) columns) -> ()");
+  m.def("cpu_noise(int seed, int position, int first_id, Tensor(a!) out) -> ()");
   m.def("cpu_gradients(" S2SRM_HEAD
         ", Tensor coefficients, int given, int num_total, Tensor? kept, Tensor(a!) logits,"
         " bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
@@ -248,6 +292,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
 STABLE_TORCH_LIBRARY_IMPL(s2srm, CPU, m) {
   m.impl("cpu_target_logits", TORCH_BOX(&s2srm::lm_head::run_target_logits));
   m.impl("cpu_statistics", TORCH_BOX(&s2srm::lm_head::run_statistics));
+  m.impl("cpu_sample", TORCH_BOX(&s2srm::lm_head::run_sample));
+  m.impl("cpu_noise", TORCH_BOX(&s2srm::lm_head::run_noise));
   m.impl("cpu_gradients", TORCH_BOX(&s2srm::lm_head::run_gradients));
   m.impl("cpu_elementwise", TORCH_BOX(&s2srm::lm_head::run_elementwise));
 }

@@ -1,6 +1,7 @@
 // The passes over the vocabulary: what bindings.cpp calls.
 #pragma once
 
+#include "draws.h"
 #include "head.h"
 #include "simd/kernels.h"
 
@@ -16,10 +17,11 @@ void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out);
 
 // packed (num_rows, 7) as in Engine.statistics; target_logits (num_rows) or null; tile_lse
 // (num_rows, ceil(num_columns / kTileColumns)) or null; logits or null: column c of row r goes to
-// logits[c * logits_stride + r].
+// logits[c * logits_stride + r]; draws or null.
 template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
-                T* packed, T* tile_lse, T* logits, int64_t logits_stride);
+                T* packed, T* tile_lse, T* logits, int64_t logits_stride,
+                const Draws<T>* draws = nullptr);
 
 // (num_rows) each; null is zero, of `kept` everything.
 template <class T>

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "logit_tile.h"
@@ -35,6 +36,7 @@ struct Results {
   T* tile_lse;
   T* logits;
   int64_t logits_stride;
+  const Draws<T>* draws;
 };
 
 // One group of rows, those that `hidden` holds, from first_row on.
@@ -57,6 +59,8 @@ class RowGroup {
       packed(r)[4] = -std::numeric_limits<T>::infinity();
     }
     std::fill(target_.get() + hidden.num_rows(), target_.get() + stride_, T(0));
+    if (results.draws != nullptr)
+      draws_.emplace(*results.draws, first_row, splits_.count, stride_);
   }
 
   int64_t num_tasks() const { return ceil_div(hidden_.num_rows(), kTaskRows) * splits_.count; }
@@ -77,6 +81,9 @@ class RowGroup {
       for (int64_t p = 0; p < panels; ++p)
         finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
                      (t - begin) * kTileColumns, state(split));
+      for (int64_t p = 0; draws_ && p < panels; ++p)
+        draws_->add(kernels_, split, (first_panel + p) * kernels_.panel,
+                    hidden_.rows(first_panel + p), column, columns, tile.z(kernels_, p));
       if (results_.logits != nullptr)
         tile.store(kernels_, std::min(kTaskRows, hidden_.num_rows() - first_panel * kernels_.panel),
                    columns, all,
@@ -101,6 +108,7 @@ class RowGroup {
       for (int64_t s : {kMax, kRest, kExpShift, kShift}) out[s] = total[s * stride_ + r];
       out[5] = total[kArgmax * stride_ + r];
       out[6] = total[kAbove * stride_ + r];
+      if (draws_) draws_->finish(at + r);
     }
   }
 
@@ -133,6 +141,7 @@ class RowGroup {
   const Splits splits_;
   const int64_t stride_;
   Buffer<T> states_, target_;
+  std::optional<DrawGroup<T>> draws_;
 };
 
 // One row's sum over the width, in the blocks and the order of LogitTile::compute.
@@ -173,8 +182,8 @@ void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out) {
 
 template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
-                T* packed, T* tile_lse, T* logits, int64_t logits_stride) {
-  const Results<T> results = {target_logits, packed, tile_lse, logits, logits_stride};
+                T* packed, T* tile_lse, T* logits, int64_t logits_stride, const Draws<T>* draws) {
+  const Results<T> results = {target_logits, packed, tile_lse, logits, logits_stride, draws};
   const int64_t capacity = PackedHidden<T>::capacity(head);
   PackedHidden<T> hidden(head, kernels, capacity);
   std::vector<LogitTile<T>> tiles(num_workers());
@@ -190,8 +199,8 @@ void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* tar
 template void target_logits(const Head<float>&, const TileKernels<float>&, float*);
 template void target_logits(const Head<double>&, const TileKernels<double>&, double*);
 template void statistics(const Head<float>&, const TileKernels<float>&, const float*, float*,
-                         float*, float*, int64_t);
+                         float*, float*, int64_t, const Draws<float>*);
 template void statistics(const Head<double>&, const TileKernels<double>&, const double*, double*,
-                         double*, double*, int64_t);
+                         double*, double*, int64_t, const Draws<double>*);
 
 }  // namespace s2srm::lm_head

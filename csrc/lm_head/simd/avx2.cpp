@@ -29,6 +29,13 @@ inline F64 fused(F64 a, F64 b, F64 c) {
 }
 inline F32 larger(F32 a, F32 b) { return (F32)_mm256_max_ps((__m256)a, (__m256)b); }
 inline F64 larger(F64 a, F64 b) { return (F64)_mm256_max_pd((__m256d)a, (__m256d)b); }
+inline F32 rounded(F32 product) {
+  asm("" : "+v"(product));
+  return product;
+}
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
+inline U64 even_products(U32 a, U32 b) { return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 constexpr bool kScales = false;
 inline void stream(float* p, F32 v) { _mm256_stream_ps(p, (__m256)v); }
 inline void stream(double* p, F64 v) { _mm256_stream_pd(p, (__m256d)v); }

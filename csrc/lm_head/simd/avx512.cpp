@@ -30,6 +30,13 @@ inline F64 fused(F64 a, F64 b, F64 c) {
 }
 inline F32 larger(F32 a, F32 b) { return (F32)_mm512_max_ps((__m512)a, (__m512)b); }
 inline F64 larger(F64 a, F64 b) { return (F64)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline F32 rounded(F32 product) {
+  asm("" : "+v"(product));
+  return product;
+}
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
+inline U64 even_products(U32 a, U32 b) { return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
 constexpr bool kScales = true;
 inline F32 scaled(F32 p, F32 n) { return (F32)_mm512_scalef_ps((__m512)p, (__m512)n); }
 inline F64 scaled(F64 p, F64 n) { return (F64)_mm512_scalef_pd((__m512d)p, (__m512d)n); }

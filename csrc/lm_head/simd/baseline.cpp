@@ -21,6 +21,21 @@ inline F32 fused(F32 a, F32 b, F32 c) { return a * b + c; }
 inline F64 fused(F64 a, F64 b, F64 c) { return a * b + c; }
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
 inline F64 larger(F64 a, F64 b) { return a > b ? a : b; }
+inline F32 rounded(F32 product) {
+#if defined(__x86_64__)
+  asm("" : "+x"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#else
+  asm("" : "+m"(product));
+#endif
+  return product;
+}
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
+inline U64 even_products(U32 a, U32 b) {
+  return ((U64)a & 0xffffffff) * ((U64)b & 0xffffffff);
+}
 constexpr bool kScales = false;
 inline void stream(float* p, F32 v) { *reinterpret_cast<F32*>(p) = v; }
 inline void stream(double* p, F64 v) { *reinterpret_cast<F64*>(p) = v; }

@@ -70,6 +70,13 @@ struct TileKernels {
   void (*merge)(int64_t vectors, int64_t merged, T* state, int64_t added, const T* later,
                 int64_t stride);
 
+  // The largest z + noise of `rows` rows of a panel, in the order of the columns after what `best`
+  // holds: (3, stride) perturbed logit, logit and column. seeds and positions (rows), or null for
+  // no noise; first_id: the first column's in the whole vocabulary; suppressed: by column, or null.
+  void (*draw)(int64_t columns, int64_t rows, const T* z, const int64_t* seeds,
+               const int64_t* positions, int64_t first_id, int64_t first_column,
+               const bool* suppressed, T* best, int64_t stride);
+
   // Logits z[column * stride + row] -> their gradients in place, by the closed form of
   // s2srm_kernels/lm_head/backward.py; the target's entry is not special.
   void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
@@ -80,7 +87,8 @@ struct TileKernels {
   void (*copy_far)(int64_t count, int64_t width, const T* in, int64_t in_stride, T* out,
                    int64_t out_stride);
 
-  // For tests: elementwise exp and tanh.
+  // For tests: the noise of one row, elementwise exp and tanh.
+  void (*noise)(int64_t seed, int64_t position, int64_t first_id, int64_t count, float* out);
   void (*exp)(int64_t count, const T* x, T* y);
   void (*tanh)(int64_t count, const T* x, T* y);
 };

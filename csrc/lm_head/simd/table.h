@@ -2,6 +2,7 @@
 // including file has defined.
 #include "lanes.h"
 
+#include "draws.h"
 #include "exp_tanh.h"
 #include "logits.h"
 #include "products.h"
@@ -44,8 +45,10 @@ constexpr TileKernels<T> table(const char* name) {
           finish_logits<T>,
           statistics<T>,
           merge<T>,
+          draw<T>,
           gradients<T>,
           copy_far<T>,
+          noise,
           elementwise<T, exp_of<T>>,
           elementwise<T, tanh_of<T>>};
 }

@@ -18,12 +18,14 @@ from torch import Tensor
 from s2srm_kernels.checks import compute_dtype
 from s2srm_kernels.lm_head.engine import (
     SKIP_COLUMNS,
+    Draws,
     RowStatistics,
     ThreeGradients,
     Upstream,
     UpstreamOf,
 )
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.lm_head.statistics import merge
 
 WORKSPACE_BYTES = 48 * 2**20
@@ -49,6 +51,19 @@ class CppEngine:
         problem = _Problem(head)
         tile_lse = problem.empty(head.num_live, problem.num_tiles) if tiles else None
         return problem.statistics(slice(None), target_logits, tile_lse), tile_lse
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        problem = _Problem(head)
+        num_rows = head.num_live
+        draws = Draws(problem.empty(num_rows, 7), problem.empty(num_rows), head.rows.clone())
+        torch.ops.s2srm.cpu_sample(
+            *problem.arguments(),
+            *(None, None) if noise is None else (part.contiguous() for part in noise),
+            head.shard.offset,
+            None if suppressed is None else suppressed.contiguous(),
+            *draws,
+        )
+        return draws
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None

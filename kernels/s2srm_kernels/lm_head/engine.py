@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise
 
 # Blocks of the logits that may be left out of a backward together (see skipping).
 SKIP_ROWS = 128
@@ -78,6 +79,19 @@ class Upstream(NamedTuple):
         return Upstream(function(self.logprobs), entropy, lse, mean_logprob)
 
 
+class Draws(NamedTuple):
+    """What `Engine.sample` found among this rank's columns.
+
+    packed (R, 7): the bits of `statistics`, with the drawn column's logit in place of the target's.
+    perturbed (R,): the largest perturbed logit, compute dtype, -inf where all are suppressed.
+    columns (R,) int64: where it is, of equal ones the lowest.
+    """
+
+    packed: Tensor
+    perturbed: Tensor
+    columns: Tensor
+
+
 UpstreamOf = Callable[[RowStatistics, slice], Upstream]
 
 
@@ -103,6 +117,14 @@ class Engine(Protocol):
         another rank's, 0 where target_logits is None. Numbers of columns are exact up to 2**24.
 
         With `tiles` also (R, T): log-sum-exp of every tile of columns.
+        """
+        ...
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        """The largest perturbed logit z + noise of every row: one product, as in `statistics`.
+
+        noise: of the ids of the whole vocabulary, None for none. suppressed (V,) bool: columns that
+        are not drawn; they count in the statistics.
         """
         ...
 

@@ -26,12 +26,14 @@ from s2srm_kernels.lm_head.engine import (
     FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
+    Draws,
     RowStatistics,
     ThreeGradients,
     Upstream,
     UpstreamOf,
 )
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise, gumbel
 from s2srm_kernels.lm_head.statistics import merge
 
 TILE = 128
@@ -62,6 +64,25 @@ class ReferenceEngine:
             empty = head.weight.new_empty((0, 7), dtype=head.dtype)
             return empty, empty.new_empty(0, num_tiles(head)) if tiles else None
         return torch.cat(packed), torch.cat(tile_lse) if tiles else None
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        problem = _Problem(head)
+        none = head.weight.new_empty(0, dtype=head.dtype)
+        parts = [Draws(none.view(0, 7), none, head.rows[:0])]
+        for rows in problem.chunks():
+            z = problem.logits(rows)
+            packed = problem.pack(z, rows, None)
+            perturbed = z = z[: len(packed)]
+            if noise is not None:
+                cut = Noise(noise.seeds[rows], noise.positions[rows])
+                perturbed = z + gumbel(cut, head.shard.offset, z.shape[1])
+            if suppressed is not None:
+                perturbed = perturbed.masked_fill(suppressed, -torch.inf)
+            columns = perturbed.argmax(dim=1)  # of equal maxima, the first
+            packed[:, 4:5] = z.gather(1, columns[:, None])
+            best = perturbed.gather(1, columns[:, None]).squeeze(1)
+            parts.append(Draws(packed, best, columns))
+        return Draws(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
