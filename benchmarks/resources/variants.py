@@ -19,16 +19,23 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from s2srm_kernels.checks import kept_dtype
 from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
 from s2srm_kernels.triton import configs, launch
-from s2srm_kernels.triton.backward import logit_gradients_kernel, stored_gradients_kernel
+from s2srm_kernels.triton.backward import (
+    logit_gradients_kernel,
+    scale_kernel,
+    set_targets_kernel,
+    stored_gradients_kernel,
+)
 from s2srm_kernels.triton.configs import Tile
+from s2srm_kernels.triton.engine import ONE_PASS_DTYPES
 from s2srm_kernels.triton.forward import (
+    add_kernel,
     merge_kernel,
     statistics_kernel,
     target_logits_kernel,
 )
-from s2srm_kernels.triton.live_product import live_product_kernel
 
 ARCHITECTURES = (80, 90, 100)
 _NAMES = {
@@ -37,12 +44,21 @@ _NAMES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
 }
-_INPUTS = ("hidden", "weight", "bias", "exponentials", "stored", "gradients", "left", "right")
+_INPUTS = ("hidden", "weight", "bias", "exponentials", "stored", "gradients", "matrix")
 # Written part by part, through a descriptor where the path has them.
 _STORES = ("exponentials", "gradients")
-_SUMS = ("logits", "target_logits", "partial", "tile_lse", "references", "packed", "coefficients")
-_INT32_ARRAYS = ("columns", "live_indices", "live_counts")
-_DOUBLES = ("softcap", "temperature", "lowest")
+_SUMS = (
+    *("logits", "target_logits", "fixed_references", "partial", "tile_lse", "references"),
+    *("packed", "coefficients", "values", "factor"),
+)
+_ARRAYS = {
+    "columns": "*i32",
+    "active": "*i32",
+    "holds_target": "*i8",
+    "far": "*i8",
+    "live_blocks": "*i8",
+}
+_DOUBLES = ("softcap", "temperature", "lowest", "limit")
 # Multiples of 16 wherever the tensors are aligned: what a launch would find out by itself.
 _ALIGNED = (
     "depth",
@@ -52,10 +68,10 @@ _ALIGNED = (
     "exponentials_stride",
     "gradients_stride",
     "stored_stride",
-    "result_stride",
+    "matrix_stride",
 )
 # Strides between neighbours.
-_ONE = ("weight_stride_d", "right_stride_n")
+_ONE = ("weight_stride_d",)
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ def _variants(arch: int, dtype: torch.dtype) -> Iterator[Variant]:
     for descriptors, full in itertools.product(paths, (False, True)):
         yield from _logit_kernels(arch, family, dtype, descriptors, full)
     stored = [configs.logits_tile("stored_statistics", family, dtype, path) for path in paths]
-    widths = sorted({tile.block_n // tile.parts for tile in stored})
+    widths = sorted({tile.block_n for tile in stored})
     for width, full in itertools.product(widths, (False, True)):
         constexprs = {
             "LOG_STORE_SCALE": 0.0,
@@ -115,25 +131,28 @@ def _variants(arch: int, dtype: torch.dtype) -> Iterator[Variant]:
         name = f"stored_gradients-{width}-" + ("full" if full else "plain")
         warps = launch.STORED_WARPS
         yield _variant(name, stored_gradients_kernel, arch, dtype, constexprs, warps, 1)
-    yield _variant(
-        "merge", merge_kernel, arch, dtype, {"BLOCK_R": launch.MERGE_ROWS}, launch.MERGE_WARPS, 3
-    )
-    tile = configs.product_tile(family, dtype)
-    for accumulate, skip in ((True, (SKIP_ROWS, SKIP_COLUMNS)), (False, (SKIP_COLUMNS, SKIP_ROWS))):
-        constexprs = _blocks(tile) | {
-            "ACCUMULATE": accumulate,
-            "SKIP_M": skip[0],
-            "SKIP_K": skip[1],
-        }
+    for full in (False, True):
+        fields = dict.fromkeys(("ARGMAX", "COUNT", "ENTROPY", "MEAN"), full)
         yield _variant(
-            "live_product-" + ("hidden" if accumulate else "weight"),
-            live_product_kernel,
+            "merge-" + ("full" if full else "plain"),
+            merge_kernel,
             arch,
             dtype,
-            constexprs,
-            tile.num_warps,
-            tile.num_stages,
+            {"BLOCK_R": launch.MERGE_ROWS} | fields,
+            launch.MERGE_WARPS,
+            3,
         )
+    if dtype in ONE_PASS_DTYPES:
+        fields = {"BLOCK_R": stored[0].block_m, "FAST": True}
+        for entropy, first in itertools.product((False, True), (False, True)):
+            name = "add" + ("-entropy" if entropy else "") + ("-first" if first else "")
+            constexprs = fields | {"ENTROPY": entropy, "FIRST": first}
+            yield _variant(name, add_kernel, arch, dtype, constexprs, launch.ADD_WARPS, 3)
+        constexprs = {"BLOCK_R": launch.SET_ROWS}
+        yield _variant("set_targets", set_targets_kernel, arch, dtype, constexprs, 4, 3)
+    if dtype == kept_dtype(dtype):
+        constexprs = {"BLOCK": launch.SCALE_BLOCK, "NUM_PROGRAMS": 8 * 132}
+        yield _variant("scale", scale_kernel, arch, dtype, constexprs, launch.SCALE_WARPS, 3)
 
 
 def _logit_kernels(
@@ -167,16 +186,32 @@ def _logit_kernels(
     target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
     target["PARTS"] = launch.TARGET_PARTS
     yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *warps)
-    counted = {"COUNT": True, "TILE_LSE": full, "STORE": False}
-    constexprs |= counted | {"HEADROOM": None, "STORE_SCALE": 1.0}
-    yield _variant(f"statistics-{label}", statistics_kernel, arch, dtype, constexprs, *warps)
+    fields = ("ARGMAX", "COUNT", "ENTROPY", "MEAN", "TILE_LSE")
+    kinds = {
+        "statistics": {"ARGMAX", "COUNT", "ENTROPY"},
+        "statistics-logprobs": {"ENTROPY"},
+        "statistics-lse": set[str](),
+    }
+    if full:
+        kinds = {"statistics": set(fields)}
+    plain = {"FIXED": False, "STORE": False, "STORE_SCALE": 1.0}
+    for kind, wanted in kinds.items():
+        flags = {field: field in wanted for field in fields}
+        name = f"{kind}-{label}"
+        yield _variant(name, statistics_kernel, arch, dtype, constexprs | plain | flags, *warps)
     if configs.has_descriptors("stored_statistics", family) or not descriptors:
         tile, constexprs = tiled("stored_statistics")
         warps = (tile.num_warps, tile.num_stages)
-        constexprs |= {"COUNT": False, "TILE_LSE": False, "STORE": True}
-        constexprs |= {"HEADROOM": 60.0, "STORE_SCALE": 1.0}
-        name = f"stored_statistics-{label}"
-        yield _variant(name, statistics_kernel, arch, dtype, constexprs, *warps)
+        kinds = {"stored_statistics": {"ENTROPY", "MEAN"} if full else {"ENTROPY"}}
+        if dtype in ONE_PASS_DTYPES:
+            kinds |= {"exponentials": {"ENTROPY"} if full else set()}
+            if not full:
+                kinds |= {"exponentials-entropy": {"ENTROPY"}}
+        for kind, wanted in kinds.items():
+            flags = {field: field in wanted for field in fields}
+            flags |= {"FIXED": kind.startswith("exponentials"), "STORE": True, "STORE_SCALE": 1.0}
+            name = f"{kind}-{label}"
+            yield _variant(name, statistics_kernel, arch, dtype, constexprs | flags, *warps)
     tile, constexprs = tiled("gradients")
     warps = (tile.num_warps, tile.num_stages)
     terms = {"HAS_ENTROPY": full, "HAS_CONSTANT": full, "HAS_LIVE": full}
@@ -204,10 +239,6 @@ def _variant(
     constexprs = dict(constexprs)
     constexprs["ACCUMULATOR"] = tl.float64 if dtype == torch.float64 else tl.float32
     constexprs |= {argument: 1 for argument in _ONE if argument in kernel.arg_names}
-    if name == "live_product-hidden":
-        constexprs["left_stride_k"] = 1
-    elif name == "live_product-weight":
-        constexprs["left_stride_m"] = 1
     signature: dict[str, str] = {}
     attrs: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, argument in enumerate(kernel.arg_names):
@@ -226,12 +257,10 @@ def _variant(
             signature[argument] = f"*{short}"
         elif argument in _SUMS:
             signature[argument] = f"*{sums}"
-        elif argument in _INT32_ARRAYS:
-            signature[argument] = "*i32"
-        elif argument == "live_blocks":
-            signature[argument] = "*i8"
-        elif argument == "result":
-            signature[argument] = f"*{sums if constexprs['ACCUMULATE'] else short}"
+        elif argument == "gradient":
+            signature[argument] = f"*{short}"
+        elif argument in _ARRAYS:
+            signature[argument] = _ARRAYS[argument]
         else:
             signature[argument] = "fp64" if argument in _DOUBLES else "i32"
         if signature[argument].startswith("*") or argument in _ALIGNED:
@@ -244,7 +273,7 @@ def _variant(
         attrs=attrs,
         num_warps=num_warps,
         num_stages=num_stages,
-        matrix=kernel not in (merge_kernel, stored_gradients_kernel),
+        matrix="BLOCK_K" in kernel.arg_names,
         dtype=short,
         arch=arch,
     )
