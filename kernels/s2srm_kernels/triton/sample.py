@@ -183,9 +183,7 @@ def sample_kernel(
         tl.store(chosen + place, column, mask=rows < num_rows)
 
 
-def draw(
-    problem: Problem, noise: Noise | None, suppressed: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def draw(problem: Problem, noise: Noise | None, suppressed: Tensor | None) -> tuple[Tensor, Tensor]:
     """(R,) the largest perturbed logit of every row and its column, int64; of equal ones the lowest."""
     tile = problem.tile("statistics")
     num_rows, num_columns = problem.num_rows, problem.num_columns

@@ -5,14 +5,14 @@
 #include <utility>
 #include <vector>
 
-#include "span.h"
+#include "column_span.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
 template <class T>
 class HiddenGradient {
  public:
-  explicit HiddenGradient(const Span<T>& span) : span_(span), tiles_(num_workers()) {}
+  explicit HiddenGradient(const ColumnSpan<T>& span) : span_(span), tiles_(num_workers()) {}
 
   void add() {
     const auto [rows, panels] = task_size();
@@ -32,7 +32,7 @@ class HiddenGradient {
     Buffer<T> left{kTaskRows / kBlockRows * kPackedBlock}, right{kDepth * kMaxPanel};
     Buffer<T> sums{kTaskRows * kTaskWidth};
   };
-  struct Task {
+  struct Part {  // of d_hidden: rows by panels of the width
     int64_t row, rows, panel, panels;
   };
 
@@ -43,7 +43,7 @@ class HiddenGradient {
     constexpr double kWeight = 9, kGradient = 0.3;
     const int64_t num_rows = span_.head.num_rows, all = span_.width_panels();
     const int64_t workers = num_workers(), fewest = ceil_div(num_rows, kTaskRows);
-    const int64_t unit = span_.coefficients.live == nullptr ? 1 : kBlockRows;
+    const int64_t unit = span_.coefficients.kept == nullptr ? 1 : kBlockRows;
     std::pair<int64_t, int64_t> best;
     double best_cost = std::numeric_limits<double>::infinity();
     for (int64_t parts = ceil_div(all * span_.kernels.panel, kTaskWidth); parts <= all; ++parts)
@@ -61,72 +61,72 @@ class HiddenGradient {
     return best;
   }
 
-  void run(const Task& task, Tile& tile) const {
+  void run(const Part& part, Tile& tile) const {
     const auto& head = span_.head;
-    const int64_t panel = span_.kernels.panel, stride = task.panels * panel;
-    const int64_t from = task.panel * panel, length = std::min(stride, head.width - from);
+    const int64_t panel = span_.kernels.panel, stride = part.panels * panel;
+    const int64_t from = part.panel * panel, length = std::min(stride, head.width - from);
     T* sums = tile.sums.get();
     const auto out = [&](int64_t r) {
-      return span_.outputs.hidden + head.rows[task.row + r] * head.width + from;
+      return span_.outputs.hidden + head.rows[part.row + r] * head.width + from;
     };
-    for (int64_t r = 0; r < task.rows; ++r) {
+    for (int64_t r = 0; r < part.rows; ++r) {
       std::fill_n(sums + r * stride, stride, T(0));
       if (span_.first > 0) std::copy_n(out(r), length, sums + r * stride);
     }
-    for (int64_t c = 0; c < span_.columns; c += kDepth) add_block(task, c, tile);
-    for (int64_t r = 0; r < task.rows; ++r) std::copy_n(sums + r * stride, length, out(r));
+    for (int64_t c = 0; c < span_.columns; c += kDepth) add_block(part, c, tile);
+    for (int64_t r = 0; r < part.rows; ++r) std::copy_n(sums + r * stride, length, out(r));
   }
 
-  // kDepth columns; blocks of rows that are not live are left out.
-  void add_block(const Task& task, int64_t column, Tile& tile) const {
+  // kDepth columns; blocks of rows that are not kept are left out.
+  void add_block(const Part& part, int64_t column, Tile& tile) const {
     const auto& head = span_.head;
     const auto& kernels = span_.kernels;
     const int64_t panel = kernels.panel, depth = std::min(kDepth, span_.columns - column);
     const auto wanted = [&](int64_t r) {
-      return span_.live(task.row + r, column / kTileColumns);
+      return span_.kept(part.row + r, column / kTileColumns);
     };
     const auto left = [&](int64_t r) { return tile.left.get() + r / kBlockRows * kPackedBlock; };
     bool some = false;
-    for (int64_t r = 0; r < task.rows; r += kBlockRows) {
+    for (int64_t r = 0; r < part.rows; r += kBlockRows) {
       if (!wanted(r)) continue;
-      kernels.pack_transposed(std::min(kBlockRows, task.rows - r), depth,
-                              span_.logits + column * span_.stride + task.row + r, span_.stride,
+      kernels.pack_transposed(std::min(kBlockRows, part.rows - r), depth,
+                              span_.logits + column * span_.stride + part.row + r, span_.stride,
                               left(r));
       some = true;
     }
     if (!some) return;
-    Ahead ahead = next_block(task, column + depth);
-    for (int64_t p = 0; p < task.panels; ++p) {
-      const int64_t length = span_.panel_width(task.panel + p);
+    Prefetch prefetch = next_block(part, column + depth);
+    for (int64_t p = 0; p < part.panels; ++p) {
+      const int64_t length = span_.panel_width(part.panel + p);
       pack_rows(kernels, head.element, head.weight,
-                (span_.first + column) * head.weight_stride + (task.panel + p) * panel,
+                (span_.first + column) * head.weight_stride + (part.panel + p) * panel,
                 head.weight_stride, depth, length, tile.right.get());
-      for (int64_t r = 0; r < task.rows; r += kBlockRows)
+      for (int64_t r = 0; r < part.rows; r += kBlockRows)
         if (wanted(r))
-          kernels.product_packed(std::min(kBlockRows, task.rows - r), depth,
+          kernels.product_packed(std::min(kBlockRows, part.rows - r), depth,
                                  ceil_div(length, kernels.lanes), left(r), tile.right.get(),
-                                 tile.sums.get() + (r * task.panels + p) * panel,
-                                 task.panels * panel, true, ahead);
+                                 tile.sums.get() + (r * part.panels + p) * panel,
+                                 part.panels * panel, true, prefetch);
     }
   }
 
-  Ahead next_block(const Task& task, int64_t column) const {
+  Prefetch next_block(const Part& part, int64_t column) const {
     const auto& head = span_.head;
     const int64_t depth = std::min(kDepth, span_.columns - column);
-    const int64_t from = task.panel * span_.kernels.panel;
-    Ahead ahead;
-    ahead.add(head.weight_at(span_.first + column, from),
+    const int64_t from = part.panel * span_.kernels.panel;
+    Prefetch prefetch;
+    prefetch.add(head.weight_at(span_.first + column, from),
               head.weight_stride * head.element_size(), depth,
-              std::min(task.panels * span_.kernels.panel, head.width - from) *
+              std::min(part.panels * span_.kernels.panel, head.width - from) *
                   head.element_size());
-    ahead.add(span_.logits + column * span_.stride + task.row, span_.stride * sizeof(T), depth,
-              task.rows * sizeof(T));
-    ahead.spread(task.panels * (task.rows / span_.kernels.block_rows));
-    return ahead;
+    prefetch.add(span_.logits + column * span_.stride + part.row, span_.stride * sizeof(T), depth,
+              part.rows * sizeof(T));
+    prefetch.spread(part.panels * (part.rows / span_.kernels.block_rows));
+    return prefetch;
   }
 
-  const Span<T>& span_;
+  const ColumnSpan<T>& span_;
   std::vector<Tile> tiles_;
 };
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

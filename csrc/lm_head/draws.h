@@ -3,12 +3,13 @@
 
 #include <limits>
 
-#include "head.h"
+#include "simd/kernels.h"
+#include "workers.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
-// What a call draws, and where the result goes. seeds and positions (num_rows) or null for no noise;
-// suppressed (num_columns) or null; first_id: of this rank's columns in the whole vocabulary.
+// What a call draws, and where the result goes. seeds and positions (num_rows) or null for no
+// noise; suppressed (num_columns) or null; first_id: of this rank's columns in the whole vocabulary.
 template <class T>
 struct Draws {
   const int64_t* seeds;
@@ -63,4 +64,4 @@ class DrawGroup {
   Buffer<T> best_;
 };
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

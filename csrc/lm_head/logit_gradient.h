@@ -1,57 +1,19 @@
-// Gradients are made for a span of columns at a time: what its phases share, and the first of them,
-// from logits to their gradients dz.
+// The first phase of a span's gradients: its logits, made again or kept, become their gradients dz.
 #pragma once
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "vocabulary.h"
+#include "column_span.h"
+#include "logit_tile.h"
 
-namespace s2srm::cpu {
-
-// The logits, then dz, of columns [first, first + columns): logits[column * stride + row].
-template <class T>
-struct Span {
-  const Head<T>& head;
-  const TileKernels<T>& kernels;
-  const Coefficients<T>& coefficients;
-  const Outputs<T>& outputs;
-  int64_t stride;
-  T* logits = nullptr;
-  int64_t first = 0, columns = 0;
-
-  int64_t num_tiles() const { return ceil_div(columns, kTileColumns); }
-  int64_t tile_columns(int64_t tile) const {
-    return std::min(kTileColumns, columns - tile * kTileColumns);
-  }
-  T* tile_logits(int64_t tile) const { return logits + tile * kTileColumns * stride; }
-  bool live(int64_t row, int64_t tile) const {
-    return coefficients.live == nullptr ||
-           coefficients
-               .live[row / kBlockRows * coefficients.live_stride + first / kTileColumns + tile];
-  }
-  int64_t width_panels() const { return ceil_div(head.width, kernels.panel); }
-  // Real elements in a panel of the width.
-  int64_t panel_width(int64_t panel) const {
-    return std::min(kernels.panel, head.width - panel * kernels.panel);
-  }
-};
-
-// `depth` rows of `length` elements -> a panel, zeros behind them.
-template <class T>
-void pack_rows(const TileKernels<T>& kernels, Element element, const void* base, int64_t offset,
-               int64_t stride, int64_t depth, int64_t length, T* out) {
-  for (int64_t k = 0; k < depth; ++k, out += kernels.panel) {
-    read(element, base, offset + k * stride, length, out);
-    std::fill(out + length, out + kernels.panel, T(0));
-  }
-}
+namespace s2srm::lm_head {
 
 template <class T>
 class LogitGradients {
  public:
-  explicit LogitGradients(const Span<T>& span)
+  explicit LogitGradients(const ColumnSpan<T>& span)
       : span_(span),
         num_rows_(span.head.num_rows),
         padded_(ceil_div(num_rows_, kMaxPanel) * kMaxPanel),
@@ -126,7 +88,7 @@ class LogitGradients {
                  int64_t num_rows, int64_t tile, LogitTile<T>& logits) const {
     const auto& kernels = span_.kernels;
     const int64_t panel = kernels.panel, columns = span_.tile_columns(tile);
-    const auto wanted = [&](int64_t p) { return span_.live(first_row + p * panel, tile); };
+    const auto wanted = [&](int64_t p) { return span_.kept(first_row + p * panel, tile); };
     logits.compute(span_.head, kernels, hidden, packed_row / panel, ceil_div(num_rows, panel),
                    span_.first + tile * kTileColumns, columns, wanted);
     T at_target[kMaxPanel];
@@ -153,6 +115,17 @@ class LogitGradients {
                             row_coefficients(first_row), z, stride);
     for (int64_t r = 0; r < rows; ++r)
       if (T* place = entry(r)) *place = at_target[r];
+    set_entries(z, stride, first_row, rows, first_column, columns);
+  }
+
+  void set_entries(T* z, int64_t stride, int64_t first_row, int64_t rows, int64_t first_column,
+                   int64_t columns) const {
+    const auto& in = span_.coefficients;
+    for (int64_t i = 0; i < rows * in.num_entries; ++i) {
+      const int64_t at = first_row * in.num_entries + i;
+      const int64_t c = in.entry_columns[at] - first_column;
+      if (c >= 0 && c < columns) z[c * stride + i / in.num_entries] = in.entry_values[at];
+    }
   }
 
   // 1 - p as -expm1(log p): a confident target, whose p is nearly 1, keeps its digits.
@@ -171,10 +144,10 @@ class LogitGradients {
     return dz / span_.head.temperature;
   }
 
-  const Span<T>& span_;
+  const ColumnSpan<T>& span_;
   const int64_t num_rows_, padded_;
   Buffer<T> rows_, entropy_, others_, at_target_;
   std::vector<LogitTile<T>> tiles_;
 };
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

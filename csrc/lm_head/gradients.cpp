@@ -9,10 +9,10 @@
 // logits lie in the memory of d_weight the last phase overwrites them, tile by tile.
 
 #include "hidden_gradient.h"
-#include "span.h"
+#include "logit_gradient.h"
 #include "weight_gradient.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
 template <class T>
 void gradients(const Head<T>& head, const TileKernels<T>& kernels,
@@ -20,7 +20,7 @@ void gradients(const Head<T>& head, const TileKernels<T>& kernels,
                int64_t columns, bool stored, const Outputs<T>& outputs) {
   const int64_t group = stored ? 0 : PackedHidden<T>::capacity(head);
   PackedHidden<T> hidden(head, kernels, group);
-  Span<T> span{head, kernels, coefficients, outputs, logits_stride};
+  ColumnSpan<T> span{head, kernels, coefficients, outputs, logits_stride};
   LogitGradients<T> logit_gradients(span);
   HiddenGradient<T> hidden_gradient(span);
   WeightGradient<T> weight_gradient(span, logits == outputs.weight);
@@ -45,4 +45,4 @@ template void gradients(const Head<double>&, const TileKernels<double>&,
                         const Coefficients<double>&, double*, int64_t, int64_t, bool,
                         const Outputs<double>&);
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

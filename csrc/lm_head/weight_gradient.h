@@ -4,15 +4,15 @@
 
 #include <vector>
 
-#include "span.h"
+#include "column_span.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
 template <class T>
 class WeightGradient {
  public:
   // in_place: the logits lie in the memory of d_weight.
-  WeightGradient(const Span<T>& span, bool in_place) : span_(span), in_place_(in_place) {
+  WeightGradient(const ColumnSpan<T>& span, bool in_place) : span_(span), in_place_(in_place) {
     const int64_t copied = in_place ? kTileColumns * span.head.num_rows : 0;
     for (int64_t i = 0; i < num_workers(); ++i) tiles_.emplace_back(copied);
   }
@@ -61,16 +61,16 @@ class WeightGradient {
     T *sums = scratch.sums.get(), *right = scratch.right.get();
     bool some = false;
     for (int64_t r = 0; r < head.num_rows; r += kBlockRows) {
-      if (!span_.live(r, tile)) continue;
+      if (!span_.kept(r, tile)) continue;
       const int64_t depth = std::min(kBlockRows, head.num_rows - r);
       for (int64_t k = 0; k < depth; ++k)
         pack_rows(kernels, head.element, head.hidden,
                   head.rows[r + k] * head.hidden_stride + panel * kernels.panel, 0, 1, length,
                   right + k * kernels.panel);
-      Ahead ahead = next_block(tile, panel, r + kBlockRows, left, fresh && !in_place_);
-      ahead.spread(columns / kernels.block_rows);
+      Prefetch prefetch = next_block(tile, panel, r + kBlockRows, left, fresh && !in_place_);
+      prefetch.spread(columns / kernels.block_rows);
       kernels.product(columns, depth, ceil_div(length, kernels.lanes), left.dz + r, left.stride,
-                      right, sums, kernels.panel, some, ahead);
+                      right, sums, kernels.panel, some, prefetch);
       some = true;
     }
     if (!some) std::fill_n(sums, columns * kernels.panel, T(0));
@@ -78,24 +78,25 @@ class WeightGradient {
   }
 
   // The next rows of hidden and of dz; behind the last row d_weight, if it is read.
-  Ahead next_block(int64_t tile, int64_t panel, int64_t row, const Left& left, bool fresh) const {
+  Prefetch next_block(int64_t tile, int64_t panel, int64_t row, const Left& left,
+                      bool fresh) const {
     const auto& head = span_.head;
     const int64_t from = panel * span_.kernels.panel, length = span_.panel_width(panel);
-    Ahead ahead;
+    Prefetch prefetch;
     if (row >= head.num_rows) {
       if (span_.outputs.accumulate)
-        ahead.add(static_cast<T*>(span_.outputs.weight) +
+        prefetch.add(static_cast<T*>(span_.outputs.weight) +
                       (span_.first + tile * kTileColumns) * head.width + from,
                   head.width * sizeof(T), span_.tile_columns(tile), length * sizeof(T));
-      return ahead;
+      return prefetch;
     }
     const int64_t depth = std::min(kBlockRows, head.num_rows - row);
-    ahead.add(head.hidden_at(head.rows[row], from), head.hidden_stride * head.element_size(),
+    prefetch.add(head.hidden_at(head.rows[row], from), head.hidden_stride * head.element_size(),
               depth, length * head.element_size());
     if (fresh)
-      ahead.add(left.dz + row, left.stride * sizeof(T), span_.tile_columns(tile),
+      prefetch.add(left.dz + row, left.stride * sizeof(T), span_.tile_columns(tile),
                 depth * sizeof(T));
-    return ahead;
+    return prefetch;
   }
 
   void write_panel(int64_t tile, int64_t panel, T* sums) const {
@@ -122,7 +123,7 @@ class WeightGradient {
       const T* dz = span_.tile_logits(tile) + c * span_.stride;
       T sums[lanes] = {}, total = 0;
       for (int64_t r = 0; r < span_.head.num_rows; r += lanes) {
-        if (!span_.live(r, tile)) continue;  // kBlockRows is a multiple of lanes
+        if (!span_.kept(r, tile)) continue;  // kBlockRows is a multiple of lanes
         for (int64_t i = 0; i < std::min(lanes, span_.head.num_rows - r); ++i) sums[i] += dz[r + i];
       }
       for (T sum : sums) total += sum;
@@ -131,9 +132,9 @@ class WeightGradient {
     }
   }
 
-  const Span<T>& span_;
+  const ColumnSpan<T>& span_;
   const bool in_place_;
   std::vector<Tile> tiles_;
 };
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

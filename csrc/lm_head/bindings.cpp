@@ -10,9 +10,10 @@
 #include <string>
 
 #include "../checks.h"
-#include "vocabulary.h"
+#include "passes.h"
+#include "workers.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 namespace {
 
 using Optional = std::optional<Tensor>;
@@ -161,10 +162,10 @@ void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weig
 }
 
 // packed: its field 4 is the logit of the column drawn.
-void run_sample(const Tensor& hidden, const Tensor& rows, const Tensor& weight, const Optional& bias,
-                const Tensor& target, double softcap, double temperature, const Optional& seeds,
-                const Optional& positions, int64_t first_id, const Optional& suppressed,
-                Tensor& packed, Tensor& perturbed, Tensor& columns) {
+void run_sample(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
+                const Optional& bias, const Tensor& target, double softcap, double temperature,
+                const Optional& seeds, const Optional& positions, int64_t first_id,
+                const Optional& suppressed, Tensor& packed, Tensor& perturbed, Tensor& columns) {
   with_head(hidden, rows, weight, bias, target, softcap, temperature,
             [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
               const int64_t n = head.num_rows;
@@ -204,28 +205,41 @@ void run_noise(int64_t seed, int64_t position, int64_t first_id, Tensor& out) {
 // entropy, lse and mean log p; `given` says which of the last three are there.
 template <class T>
 Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int64_t num_total,
-                                  const Optional& live, const Head<T>& head) {
+                                  const Optional& kept, const Optional& entry_columns,
+                                  const Optional& entry_values, const Head<T>& head) {
   const int64_t n = head.num_rows;
   const T* base = data<T>(coefficients, 7 * n, "coefficients must be (7, R)");
   const auto field = [&](int64_t i) {
     return i < 4 || (given >> (i - 4)) & 1 ? base + i * n : nullptr;
   };
   const bool* blocks = nullptr;
-  if (live) {
-    check(live->scalar_type() == ScalarType::Bool && live->is_contiguous() && live->dim() == 2 &&
-              live->size(0) >= ceil_div(n, kBlockRows) &&
-              live->size(1) == ceil_div(head.num_columns, kTileColumns),
-          "live must be (>= ceil(R / 128), ceil(V / 256)) bool");
-    blocks = static_cast<const bool*>(live->const_data_ptr());
+  if (kept) {
+    check(kept->scalar_type() == ScalarType::Bool && kept->is_contiguous() && kept->dim() == 2 &&
+              kept->size(0) >= ceil_div(n, kBlockRows) &&
+              kept->size(1) == ceil_div(head.num_columns, kTileColumns),
+          "kept must be (>= ceil(R / 128), ceil(V / 256)) bool");
+    blocks = static_cast<const bool*>(kept->const_data_ptr());
   }
-  return {field(0), field(1), field(2),  field(3), field(4),
-          field(5), field(6), num_total, blocks,   live ? live->size(1) : 0};
+  Coefficients<T> made = {field(0), field(1), field(2),  field(3), field(4),
+                          field(5), field(6), num_total, blocks,   kept ? kept->size(1) : 0,
+                          0,        nullptr,  nullptr};
+  if (entry_columns) {
+    check(entry_columns->scalar_type() == ScalarType::Long && entry_columns->is_contiguous() &&
+              entry_columns->dim() == 2 && entry_columns->size(0) == n && entry_values.has_value(),
+          "entry_columns must be (R, K) int64, with values");
+    made.num_entries = entry_columns->size(1);
+    made.entry_columns = static_cast<const int64_t*>(entry_columns->const_data_ptr());
+    made.entry_values =
+        data<T>(entry_values, entry_columns->numel(), "entry_values must be (R, K)");
+  }
+  return made;
 }
 
 void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
                    const Optional& bias, const Tensor& target, double softcap, double temperature,
                    const Tensor& coefficients, int64_t given, int64_t num_total,
-                   const Optional& live, Tensor& logits, bool stored, bool accumulate,
+                   const Optional& kept, const Optional& entry_columns,
+                   const Optional& entry_values, Tensor& logits, bool stored, bool accumulate,
                    Optional d_hidden, Optional d_weight, Optional d_bias) {
   constexpr int64_t kStoredSpan = 32 * kTileColumns;
   with_head(hidden, rows, weight, bias, target, softcap, temperature,
@@ -244,7 +258,8 @@ void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weigh
               out.accumulate = accumulate;
               check(!stored || logits.size(0) == head.num_columns, "logits must have V rows");
               prefer_huge_pages(d_weight);
-              const auto inputs = make_coefficients(coefficients, given, num_total, live, head);
+              const auto inputs = make_coefficients(coefficients, given, num_total, kept,
+                                                    entry_columns, entry_values, head);
               gradients(head, kernels, inputs, logits_data<T>(logits, head.num_rows),
                         logits.stride(0), stored ? kStoredSpan : logits.size(0), stored, out);
             });
@@ -266,7 +281,7 @@ void run_elementwise(const Tensor& x, const std::string& function, Tensor& out) 
 }
 
 }  // namespace
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head
 
 #define S2SRM_HEAD                                                                    \
   "Tensor hidden, Tensor rows, Tensor weight, Tensor? bias, Tensor target, float softcap, " \
@@ -282,17 +297,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
         " Tensor(b!) perturbed, Tensor(c!) columns) -> ()");
   m.def("cpu_noise(int seed, int position, int first_id, Tensor(a!) out) -> ()");
   m.def("cpu_gradients(" S2SRM_HEAD
-        ", Tensor coefficients, int given, int num_total, Tensor? live, Tensor(a!) logits,"
-        " bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
+        ", Tensor coefficients, int given, int num_total, Tensor? kept, Tensor? entry_columns,"
+        " Tensor? entry_values, Tensor(a!) logits, bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
         " Tensor(d!)? d_bias) -> ()");
   m.def("cpu_elementwise(Tensor x, str function, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(s2srm, CPU, m) {
-  m.impl("cpu_target_logits", TORCH_BOX(&s2srm::cpu::run_target_logits));
-  m.impl("cpu_statistics", TORCH_BOX(&s2srm::cpu::run_statistics));
-  m.impl("cpu_sample", TORCH_BOX(&s2srm::cpu::run_sample));
-  m.impl("cpu_noise", TORCH_BOX(&s2srm::cpu::run_noise));
-  m.impl("cpu_gradients", TORCH_BOX(&s2srm::cpu::run_gradients));
-  m.impl("cpu_elementwise", TORCH_BOX(&s2srm::cpu::run_elementwise));
+  m.impl("cpu_target_logits", TORCH_BOX(&s2srm::lm_head::run_target_logits));
+  m.impl("cpu_statistics", TORCH_BOX(&s2srm::lm_head::run_statistics));
+  m.impl("cpu_sample", TORCH_BOX(&s2srm::lm_head::run_sample));
+  m.impl("cpu_noise", TORCH_BOX(&s2srm::lm_head::run_noise));
+  m.impl("cpu_gradients", TORCH_BOX(&s2srm::lm_head::run_gradients));
+  m.impl("cpu_elementwise", TORCH_BOX(&s2srm::lm_head::run_elementwise));
 }

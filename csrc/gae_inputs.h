@@ -1,17 +1,17 @@
 // What the CPU and the CUDA side of gae have in common before any kernel runs.
 #pragma once
 
-#include "segments.h"
+#include "packed_sequences.h"
 
 namespace s2srm {
 
 // Checked, contiguous and of the result's type: float64 if any of them is, else float32.
-struct AdvantageInputs {
+struct GaeInputs {
   ScalarType type = ScalarType::Float;
   Tensor rewards, values;
   std::optional<Tensor> bootstrap;
 
-  AdvantageInputs(const Tensor& rewards_in, const Tensor& values_in,
+  GaeInputs(const Tensor& rewards_in, const Tensor& values_in,
                   const std::optional<Tensor>& bootstrap_in, int64_t num_sequences)
       : rewards(rewards_in), values(values_in), bootstrap(bootstrap_in) {
     prepare("rewards", rewards, rewards.numel());

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "segments.h"
+#include "packed_sequences.h"
 
 namespace s2srm {
 
@@ -15,14 +15,14 @@ struct RewardValues {
 };
 
 // Checked and contiguous; a signal of half or bfloat16 has become float, exactly.
-struct RewardInputs {
+struct TokenRewardsInputs {
   enum class Divergence { argmax, rank, margin };
   Divergence divergence;
   Tensor response, signal;
   int64_t top_k;
   double max_margin;
 
-  RewardInputs(const Tensor& response_in, const Tensor& signal_in, const std::string& name,
+  TokenRewardsInputs(const Tensor& response_in, const Tensor& signal_in, const std::string& name,
                int64_t top_k_in, double max_margin_in)
       : divergence(parse(name)),
         response(response_in),

@@ -1,9 +1,5 @@
 // Products of a left-hand side, read from memory as it lies or packed, and a packed panel. Included
-// like lanes.h, after it, by a file that has also defined kRows and kVectors, the shape of the
-// block of sums that is kept in registers.
-
-template <class T>
-constexpr int64_t kPanel = kVectors * LanesOf<T>::count;
+// like lanes.h, after it.
 
 // A block of rows x vectors sums, kept in registers for the whole depth.
 template <class T, int rows, int vectors, bool packed>
@@ -47,14 +43,14 @@ void product_rest(int64_t rest, int64_t depth, const T* a, int64_t a_stride, con
 
 template <class T, int vectors, bool packed>
 void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
-                   int64_t c_stride, bool accumulate, Ahead& ahead) {
+                   int64_t c_stride, bool accumulate, Prefetch& prefetch) {
   // As many sums whatever the vectors are: a few of them would wait for each other.
   constexpr int times = packed ? 1 : std::min(kVectors / vectors, 16 / kRows);
   constexpr int block = kRows * times;
   if (packed) a_stride = depth;  // a block of kRows rows takes kRows * depth elements either way
   int64_t i = 0;
   for (; i + block <= rows; i += block) {
-    for (int t = 0; t < times; ++t) ahead.advance();
+    for (int t = 0; t < times; ++t) prefetch.advance();
     product_block<T, block, vectors, packed>(depth, a + i * a_stride, a_stride, b,
                                              c + i * c_stride, c_stride, accumulate);
   }
@@ -64,20 +60,20 @@ void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, co
 
 template <class T, bool packed, int candidate = kVectors>
 void product(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
-             const T* b, T* c, int64_t c_stride, bool accumulate, Ahead& ahead) {
+             const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch) {
   if constexpr (candidate > 0) {
     if (vectors == candidate)
       return product_panel<T, candidate, packed>(rows, depth, a, a_stride, b, c, c_stride,
-                                                 accumulate, ahead);
+                                                 accumulate, prefetch);
     product<T, packed, candidate - 1>(rows, depth, vectors, a, a_stride, b, c, c_stride,
-                                      accumulate, ahead);
+                                      accumulate, prefetch);
   }
 }
 
 template <class T>
 void product_packed(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b, T* c,
-                    int64_t c_stride, bool accumulate, Ahead& ahead) {
-  product<T, true>(rows, depth, vectors, a, 0, b, c, c_stride, accumulate, ahead);
+                    int64_t c_stride, bool accumulate, Prefetch& prefetch) {
+  product<T, true>(rows, depth, vectors, a, 0, b, c, c_stride, accumulate, prefetch);
 }
 
 // Blocks are copied eight elements at a time, one or two moves: what is too much is overwritten by

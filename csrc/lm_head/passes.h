@@ -1,12 +1,14 @@
-// The three passes over the vocabulary: what bindings.cpp calls.
+// The passes over the vocabulary: what bindings.cpp calls.
 #pragma once
 
 #include "draws.h"
 #include "head.h"
+#include "simd/kernels.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
 inline constexpr int64_t kPackedStatistics = 7;
+inline constexpr int64_t kTaskRows = 2 * kBlockRows;  // the most that a worker takes at a time
 
 // out (num_rows): each row's logit at its target, the same bits as in `statistics`; -inf without
 // one.
@@ -21,14 +23,19 @@ void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* tar
                 T* packed, T* tile_lse, T* logits, int64_t logits_stride,
                 const Draws<T>* draws = nullptr);
 
-// (num_rows) each; null is zero, of `live` everything.
+// (num_rows) each; null is zero, of `kept` everything.
 template <class T>
 struct Coefficients {
   const T *max_logit, *log_sum, *entropy;
   const T *d_logprobs, *d_entropy, *d_lse, *d_mean_logprob;
   int64_t num_total;
-  const bool* live;  // [row / kBlockRows * live_stride + column / kTileColumns]
-  int64_t live_stride;
+  const bool* kept;  // blocks: [row / kBlockRows * kept_stride + column / kTileColumns]
+  int64_t kept_stride;
+  // Gradients that are known already, num_entries a row: entry_values stand in place of what the
+  // formula gives at entry_columns, -1 where there is no such column here.
+  int64_t num_entries;
+  const int64_t* entry_columns;
+  const T* entry_values;
 };
 
 // Null: not needed. hidden (N, width): live rows are written, the others left alone. weight
@@ -50,4 +57,4 @@ void gradients(const Head<T>& head, const TileKernels<T>& kernels,
                const Coefficients<T>& coefficients, T* logits, int64_t logits_stride,
                int64_t columns, bool stored, const Outputs<T>& outputs);
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

@@ -5,7 +5,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "tiles.h"
+#include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)  // for its target pragma
 #include <immintrin.h>
@@ -13,7 +13,7 @@
 #pragma GCC target("avx2,fma")
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 namespace avx2 {
 
 constexpr int kBytes = 32;
@@ -41,16 +41,13 @@ inline void stream(float* p, F32 v) { _mm256_stream_ps(p, (__m256)v); }
 inline void stream(double* p, F64 v) { _mm256_stream_pd(p, (__m256d)v); }
 inline void stream_fence() { _mm_sfence(); }
 
-#include "lanes.h"
-#include "product_kernels.h"
-#include "draw_kernels.h"
-#include "tile_kernels.h"
+#include "table.h"
 
 }  // namespace avx2
 
 extern const TileKernels<float> kAvx2Float = avx2::table<float>("avx2");
 extern const TileKernels<double> kAvx2Double = avx2::table<double>("avx2");
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head
 #pragma GCC pop_options
 #endif

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
-class Ahead {
+class Prefetch {
  public:
   // `rows` times `bytes`, `stride` bytes apart.
   void add(const void* row, int64_t stride, int64_t rows, int64_t bytes) {
@@ -42,4 +42,4 @@ class Ahead {
   int64_t total_ = 0, steps_ = 0, offset_ = 0;
 };
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

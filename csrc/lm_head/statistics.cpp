@@ -1,29 +1,30 @@
 // Statistics of every row in one pass over the vocabulary: the logits of a tile are turned into
 // statistics while they lie in a near cache, and are never seen again unless they are to be kept.
 //
-// The vocabulary is cut into at most kSegments segments, whatever the number of threads; tiles are
-// merged in order within a segment, and segments in order at the end.
+// The vocabulary is cut into at most kMostSplits splits, whatever the number of threads; tiles are
+// merged in order within a split, and splits in order at the end.
 
 #include <cmath>
 #include <limits>
 #include <optional>
 #include <vector>
 
-#include "vocabulary.h"
+#include "logit_tile.h"
+#include "passes.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 namespace {
 
-constexpr int64_t kSegments = 64;
+constexpr int64_t kMostSplits = 64;
 
-struct Segments {
+struct Splits {
   int64_t num_tiles, length, count;  // length in tiles
-  explicit Segments(int64_t num_columns)
+  explicit Splits(int64_t num_columns)
       : num_tiles(ceil_div(num_columns, kTileColumns)),
-        length(ceil_div(num_tiles, kSegments)),
+        length(ceil_div(num_tiles, kMostSplits)),
         count(ceil_div(num_tiles, length)) {}
-  int64_t columns(int64_t segment, int64_t num_columns) const {
-    const int64_t first = segment * length * kTileColumns;
+  int64_t columns(int64_t split, int64_t num_columns) const {
+    const int64_t first = split * length * kTileColumns;
     return std::min(length * kTileColumns, num_columns - first);
   }
 };
@@ -40,36 +41,37 @@ struct Results {
 
 // One group of rows, those that `hidden` holds, from first_row on.
 template <class T>
-class Group {
+class RowGroup {
  public:
-  Group(const Head<T>& head, const TileKernels<T>& kernels, const PackedHidden<T>& hidden,
+  RowGroup(const Head<T>& head, const TileKernels<T>& kernels, const PackedHidden<T>& hidden,
         int64_t first_row, const Results<T>& results)
       : head_(head),
         kernels_(kernels),
         hidden_(hidden),
         first_row_(first_row),
         results_(results),
-        segments_(head.num_columns),
+        splits_(head.num_columns),
         stride_(hidden.num_panels() * kernels.panel),
-        states_(segments_.count * kNumStatistics * stride_),
+        states_(splits_.count * kNumStatistics * stride_),
         target_(stride_) {
     for (int64_t r = 0; r < hidden.num_rows(); ++r) {
       if (results.target_logits != nullptr) target_.get()[r] = results.target_logits[first_row + r];
       packed(r)[4] = -std::numeric_limits<T>::infinity();
     }
     std::fill(target_.get() + hidden.num_rows(), target_.get() + stride_, T(0));
-    if (results.draws != nullptr) draws_.emplace(*results.draws, first_row, segments_.count, stride_);
+    if (results.draws != nullptr)
+      draws_.emplace(*results.draws, first_row, splits_.count, stride_);
   }
 
-  int64_t num_tasks() const { return ceil_div(hidden_.num_rows(), kTaskRows) * segments_.count; }
+  int64_t num_tasks() const { return ceil_div(hidden_.num_rows(), kTaskRows) * splits_.count; }
 
   void run(int64_t task, LogitTile<T>& tile) const {
-    const int64_t segment = task % segments_.count;
+    const int64_t split = task % splits_.count;
     const int64_t task_panels = kTaskRows / kernels_.panel;
-    const int64_t first_panel = task / segments_.count * task_panels;
+    const int64_t first_panel = task / splits_.count * task_panels;
     const int64_t panels = std::min(task_panels, hidden_.num_panels() - first_panel);
-    const int64_t begin = segment * segments_.length;
-    const int64_t end = std::min(begin + segments_.length, segments_.num_tiles);
+    const int64_t begin = split * splits_.length;
+    const int64_t end = std::min(begin + splits_.length, splits_.num_tiles);
     const auto all = [](int64_t) { return true; };
     for (int64_t t = begin; t < end; ++t) {
       const int64_t column = t * kTileColumns;
@@ -78,9 +80,9 @@ class Group {
                    all);
       for (int64_t p = 0; p < panels; ++p)
         finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
-                     (t - begin) * kTileColumns, state(segment));
+                     (t - begin) * kTileColumns, state(split));
       for (int64_t p = 0; draws_ && p < panels; ++p)
-        draws_->add(kernels_, segment, (first_panel + p) * kernels_.panel,
+        draws_->add(kernels_, split, (first_panel + p) * kernels_.panel,
                     hidden_.rows(first_panel + p), column, columns, tile.z(kernels_, p));
       if (results_.logits != nullptr)
         tile.store(kernels_, std::min(kTaskRows, hidden_.num_rows() - first_panel * kernels_.panel),
@@ -91,13 +93,13 @@ class Group {
     }
   }
 
-  // Merges the segments of one panel and writes its rows.
+  // Merges the splits of one panel and writes its rows.
   void finish(int64_t panel) const {
     const int64_t at = panel * kernels_.panel;
     T* total = state(0) + at;
-    int64_t merged = segments_.columns(0, head_.num_columns);
-    for (int64_t s = 1; s < segments_.count; ++s) {
-      const int64_t added = segments_.columns(s, head_.num_columns);
+    int64_t merged = splits_.columns(0, head_.num_columns);
+    for (int64_t s = 1; s < splits_.count; ++s) {
+      const int64_t added = splits_.columns(s, head_.num_columns);
       kernels_.merge(hidden_.vectors(panel), merged, total, added, state(s) + at, stride_);
       merged += added;
     }
@@ -111,7 +113,7 @@ class Group {
   }
 
  private:
-  T* state(int64_t segment) const { return states_.get() + segment * kNumStatistics * stride_; }
+  T* state(int64_t split) const { return states_.get() + split * kNumStatistics * stride_; }
   T* packed(int64_t row) const { return results_.packed + (first_row_ + row) * kPackedStatistics; }
 
   void finish_panel(const T* z, int64_t panel, int64_t tile, int64_t columns, int64_t merged,
@@ -126,7 +128,7 @@ class Group {
       const int64_t target = head_.target[first + r] - column;
       if (target >= 0 && target < columns) packed(at + r)[4] = z[target * kernels_.panel + r];
       if (results_.tile_lse != nullptr)
-        results_.tile_lse[(first + r) * segments_.num_tiles + tile] =
+        results_.tile_lse[(first + r) * splits_.num_tiles + tile] =
             own[kMax * kernels_.panel + r] + std::log1p(own[kRest * kernels_.panel + r]);
     }
   }
@@ -136,7 +138,7 @@ class Group {
   const PackedHidden<T>& hidden_;
   const int64_t first_row_;
   const Results<T>& results_;
-  const Segments segments_;
+  const Splits splits_;
   const int64_t stride_;
   Buffer<T> states_, target_;
   std::optional<DrawGroup<T>> draws_;
@@ -147,7 +149,7 @@ template <class T>
 void target_products(const Head<T>& head, const TileKernels<T>& kernels, int64_t row, T* hidden,
                      T* weight, T* z) {
   int64_t k = 0;
-  Ahead none;
+  Prefetch none;
   const int64_t from = head.rows[row] * head.hidden_stride;
   std::fill_n(hidden, kDepth * kernels.panel, T(0));  // of the panel only row 0 is set
   do {
@@ -187,7 +189,7 @@ void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* tar
   std::vector<LogitTile<T>> tiles(num_workers());
   for (int64_t first = 0; first < head.num_rows; first += capacity) {
     hidden.pack(first, std::min(capacity, head.num_rows - first));
-    const Group<T> group(head, kernels, hidden, first, results);
+    const RowGroup<T> group(head, kernels, hidden, first, results);
     for_each_task(group.num_tasks(),
                   [&](int64_t worker, int64_t task) { group.run(task, tiles[worker]); });
     for_each_task(hidden.num_panels(), [&](int64_t, int64_t panel) { group.finish(panel); });
@@ -201,4 +203,4 @@ template void statistics(const Head<float>&, const TileKernels<float>&, const fl
 template void statistics(const Head<double>&, const TileKernels<double>&, const double*, double*,
                          double*, double*, int64_t, const Draws<double>*);
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

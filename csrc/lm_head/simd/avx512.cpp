@@ -5,7 +5,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "tiles.h"
+#include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)  // for its target pragma
 #include <immintrin.h>
@@ -14,7 +14,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // inside GCC 12's own _mm512_max_ps
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 namespace avx512 {
 
 constexpr int kBytes = 64;
@@ -44,16 +44,13 @@ inline void stream(float* p, F32 v) { _mm512_stream_ps(p, (__m512)v); }
 inline void stream(double* p, F64 v) { _mm512_stream_pd(p, (__m512d)v); }
 inline void stream_fence() { _mm_sfence(); }
 
-#include "lanes.h"
-#include "product_kernels.h"
-#include "draw_kernels.h"
-#include "tile_kernels.h"
+#include "table.h"
 
 }  // namespace avx512
 
 extern const TileKernels<float> kAvx512Float = avx512::table<float>("avx512");
 extern const TileKernels<double> kAvx512Double = avx512::table<double>("avx512");
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head
 #pragma GCC pop_options
 #endif

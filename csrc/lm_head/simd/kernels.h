@@ -9,9 +9,9 @@
 
 #include <cstdint>
 
-#include "ahead.h"
+#include "../prefetch.h"
 
-namespace s2srm::cpu {
+namespace s2srm::lm_head {
 
 inline constexpr int64_t kTileColumns = 256;  // also the width of a block that may be skipped
 inline constexpr int64_t kBlockRows = 128;    // the height of a block that may be skipped
@@ -47,11 +47,11 @@ struct TileKernels {
   // c[i][j] (+)= sum over k < depth of a[i * a_stride + k] * b[k * panel + j]
   // for i < rows and j < vectors * lanes; the sum runs in the order of k.
   void (*product)(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
-                  const T* b, T* c, int64_t c_stride, bool accumulate, Ahead& ahead);
+                  const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch);
 
   // The same with a packed by pack_transposed.
   void (*product_packed)(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b,
-                         T* c, int64_t c_stride, bool accumulate, Ahead& ahead);
+                         T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch);
 
   // a[k * a_stride + i] for i < rows and k < depth -> packed_size(rows, depth) elements.
   void (*pack_transposed)(int64_t rows, int64_t depth, const T* a, int64_t a_stride, T* out);
@@ -77,8 +77,8 @@ struct TileKernels {
                const int64_t* positions, int64_t first_id, int64_t first_column,
                const bool* suppressed, T* best, int64_t stride);
 
-  // Logits z[column * stride + row] -> their gradients in place, as in _gradients.py; the target's
-  // entry is not special.
+  // Logits z[column * stride + row] -> their gradients in place, by the closed form of
+  // s2srm_kernels/lm_head/backward.py; the target's entry is not special.
   void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
                     int64_t stride);
 
@@ -97,4 +97,4 @@ struct TileKernels {
 template <class T>
 const TileKernels<T>* tile_kernels(const char* name = nullptr);
 
-}  // namespace s2srm::cpu
+}  // namespace s2srm::lm_head

@@ -1,4 +1,4 @@
-// cu_seqlens as a kernel sees it, int32 or int64; for the host and for CUDA, without torch.
+// cu_seqlens as a kernel reads it, int32 or int64; for the host and for CUDA, without torch.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace s2srm {
 
-struct Offsets {
+struct CuSeqlens {
   const void* data;
   bool wide;  // int64
 
