@@ -297,9 +297,7 @@ def statistics_kernel(
                 weighted_sums = sums
                 for i in tl.static_range(PARTS):
                     first = first_column + i * width
-                    # Always so where V fills the tiles: but a branch keeps the compiler from mixing
-                    # the parts, which would take more registers than there are.
-                    if first < num_columns:
+                    if EVEN_N or first < num_columns:
                         x = exponent(z[i], scaled, FAST)
                         if HAS_BIAS or not EVEN_N:
                             # A logit may be -inf.
