@@ -118,10 +118,8 @@ def exp(x, FAST: tl.constexpr):
 def multiply_then_add(x, y, z):
     """x * y + z, rounded once."""
     if INTERPRETED:
-        result = (x.to(tl.float64) * y + z).to(z.dtype)
-    else:
-        result = tl.fma(x, y, z)
-    return result
+        return (x.to(tl.float64) * y + z).to(z.dtype)
+    return tl.fma(x, y, z)
 
 
 @triton.jit
