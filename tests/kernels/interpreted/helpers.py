@@ -1,11 +1,5 @@
-"""What the cases of the Triton engine share; they run in Triton's interpreter.
+"""What the tests of the Triton engine share: ours, the reference engine, and heads for both."""
 
-test_triton_interpreter.py sets TRITON_INTERPRET=1 before triton is imported, in a process of its
-own. Buffers are filled with NaN before a kernel sees them.
-"""
-
-import kernels_naive as naive
-import pytest
 import torch
 
 from s2srm_kernels.lm_head.engine import Upstream
@@ -13,20 +7,11 @@ from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.reference import ReferenceEngine
 from s2srm_kernels.triton import problem
 from s2srm_kernels.triton.engine import TritonEngine
+from tests.kernels import naive
 
 assert problem.INTERPRETED
 OURS, REFERENCE = TritonEngine(), ReferenceEngine()
 HEADS = [{}, {"softcap": 2.5, "temperature": 0.8}]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers():
-    """torch.empty gives NaN."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all() and torch.zeros(1).new_empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def head_of(n, d, v, *, dtype=torch.float64, bias=True, seed=0, softcap=None, temperature=1.0):

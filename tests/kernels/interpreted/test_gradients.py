@@ -1,27 +1,24 @@
-"""Gradients of the Triton engine; see triton_support."""
+"""Gradients of the Triton engine."""
 
 import itertools
 
-import kernels_naive as naive
 import pytest
 import torch
-from triton_support import (
-    HEADS,
-    OURS,
-    REFERENCE,
-    assert_close,
-    head_of,
-    poisoned_buffers,
-    upstream_of,
-)
 
 from s2srm_kernels import linear_cross_entropy, linear_ppo_loss
 from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import merge
 from s2srm_kernels.triton import configs, engine, problem
-
-__all__ = ["poisoned_buffers"]
+from tests.kernels import naive
+from tests.kernels.interpreted.helpers import (
+    HEADS,
+    OURS,
+    REFERENCE,
+    assert_close,
+    head_of,
+    upstream_of,
+)
 
 
 @pytest.mark.parametrize("options", HEADS, ids=str)

@@ -1,24 +1,21 @@
-"""Statistics of the Triton engine; see triton_support."""
+"""Statistics of the Triton engine."""
 
 import math
 
-import kernels_naive as naive
 import pytest
 import torch
-from triton_support import (
+
+from s2srm_kernels import dispatch, linear_cross_entropy, linear_logprobs, linear_token_stats
+from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.triton import configs, problem
+from tests.kernels import naive
+from tests.kernels.interpreted.helpers import (
     HEADS,
     OURS,
     REFERENCE,
     assert_close,
     head_of,
-    poisoned_buffers,
 )
-
-from s2srm_kernels import dispatch, linear_cross_entropy, linear_logprobs, linear_token_stats
-from s2srm_kernels.lm_head.head import Head
-from s2srm_kernels.triton import configs, problem
-
-__all__ = ["poisoned_buffers"]
 
 
 @pytest.fixture
