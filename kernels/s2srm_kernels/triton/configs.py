@@ -68,7 +68,7 @@ def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool)
         return Tile(128, 128, 32, 8 if kernel == "statistics" else 2, 8, 4)
     if not descriptors:
         return Tile(128, 128, 64, 8 if kernel == "statistics" else 4, 8, 3)
-    parts = 8 if kernel == "statistics" else 4
+    parts = 16 if kernel == "statistics" else 4
     return Tile(128, 256, 64, parts, 8, 3, descriptors=True)
 
 
