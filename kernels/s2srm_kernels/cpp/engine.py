@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.backward import scale_on_host_
 from s2srm_kernels.lm_head.engine import (
+    ALL,
     SKIP_COLUMNS,
     RowStatistics,
     ThreeGradients,
     Upstream,
     UpstreamOf,
+    Wanted,
 )
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import merge
@@ -44,7 +47,11 @@ class CppEngine:
         return out
 
     def statistics(
-        self, head: Head, target_logits: Tensor | None, tiles: bool
+        self,
+        head: Head,
+        target_logits: Tensor | None,
+        tiles: bool,
+        wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
         problem = _Problem(head)
         tile_lse = problem.empty(head.num_live, problem.num_tiles) if tiles else None
@@ -63,6 +70,8 @@ class CppEngine:
         upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
+        wanted: Wanted = ALL,
+        proportional: bool = False,
     ) -> tuple[RowStatistics, ThreeGradients]:
         problem = _Problem(head)
         gradients = problem.buffers(needs, head.dtype)
@@ -115,6 +124,9 @@ class CppEngine:
         if head.shard.group is None:
             d_hidden = d_hidden.to(dtype)
         return d_hidden, d_weight, d_bias.to(dtype)
+
+    def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        scale_on_host_(gradients, factor)
 
 
 class _Gradients(NamedTuple):

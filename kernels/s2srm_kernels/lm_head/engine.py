@@ -27,6 +27,21 @@ not needed (no bias included)."""
 FLOOR = -1000.0
 
 
+class Wanted(NamedTuple):
+    """Which statistics are read beside log p(target), lse and, where thresholds are given, `above`.
+
+    Of the others an engine may leave out what it likes: their fields are unspecified, but finite.
+    maximum: max_logit and argmax. entropy: expected_shift. mean: mean_shift.
+    """
+
+    maximum: bool = True
+    entropy: bool = True
+    mean: bool = True
+
+
+ALL = Wanted()
+
+
 class RowStatistics(NamedTuple):
     """(R,) each, in the compute dtype; argmax, an id of the whole vocabulary, and above int64.
 
@@ -92,7 +107,11 @@ class Engine(Protocol):
         ...
 
     def statistics(
-        self, head: Head, target_logits: Tensor | None, tiles: bool
+        self,
+        head: Head,
+        target_logits: Tensor | None,
+        tiles: bool,
+        wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
         """(R, 7) statistics over this rank's columns in the compute dtype: one product.
 
@@ -121,11 +140,16 @@ class Engine(Protocol):
         upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
+        wanted: Wanted = ALL,
+        proportional: bool = False,
     ) -> tuple[RowStatistics, ThreeGradients]:
         """Both from the same logits, chunk by chunk: three products, on one rank.
 
         upstream_of(statistics of the chunk's rows, slice of the live rows) gives the chunk's
-        upstream gradients. Gradients in the compute dtype.
+        upstream gradients; proportional: of log p(target) and lse alone, so that dz is
+        proportional to p but for the target's entry, whatever their values. Where neither maximum
+        nor mean is wanted, max_logit may be any reference that log_sum and expected_shift are
+        relative to. Gradients in the compute dtype or in `kept_dtype`.
         """
         ...
 
@@ -143,4 +167,8 @@ class Engine(Protocol):
         gradient and need not be computed. Gradients in the inputs' dtype, rounded once; with a
         group d_hidden is this rank's share alone, in the compute dtype.
         """
+        ...
+
+    def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        """Multiply gradients in the inputs' dtype in place by a 0-d factor; nothing to do by 1."""
         ...

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.backward import no_gradients
+from s2srm_kernels.lm_head.backward import no_gradients, scale_on_host_
 from s2srm_kernels.lm_head.engine import (
+    ALL,
     FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
@@ -30,6 +31,7 @@ from s2srm_kernels.lm_head.engine import (
     ThreeGradients,
     Upstream,
     UpstreamOf,
+    Wanted,
 )
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import merge
@@ -48,7 +50,11 @@ class ReferenceEngine:
         return _cat(parts, head)
 
     def statistics(
-        self, head: Head, target_logits: Tensor | None, tiles: bool
+        self,
+        head: Head,
+        target_logits: Tensor | None,
+        tiles: bool,
+        wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
         problem = _Problem(head)
         packed: list[Tensor] = []
@@ -76,6 +82,8 @@ class ReferenceEngine:
         upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
+        wanted: Wanted = ALL,
+        proportional: bool = False,
     ) -> tuple[RowStatistics, ThreeGradients]:
         problem = _Problem(head, workspace_bytes)
         sums = _Sums(problem, needs)
@@ -110,6 +118,9 @@ class ReferenceEngine:
         if head.shard.group is None:
             d_hidden = d_hidden.to(head.hidden.dtype)
         return d_hidden, d_weight.to(head.hidden.dtype), d_bias.to(head.hidden.dtype)
+
+    def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        scale_on_host_(gradients, factor)
 
 
 def num_tiles(head: Head) -> int:

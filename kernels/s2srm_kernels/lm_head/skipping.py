@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Engine, RowStatistics
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Engine, RowStatistics, Wanted
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import row_statistics
 
@@ -39,10 +39,10 @@ class SkipReport:
 
 
 def statistics_and_plan(
-    engine: Engine, head: Head, skip_mass: float | None
+    engine: Engine, head: Head, skip_mass: float | None, wanted: Wanted
 ) -> tuple[RowStatistics, Tensor, Tensor]:
     """(statistics, live blocks, (R,) skipped mass); without skip_mass no plan and zeros."""
-    stats, tile_lse = row_statistics(engine, head, tiles=skip_mass is not None)
+    stats, tile_lse = row_statistics(engine, head, wanted, tiles=skip_mass is not None)
     if tile_lse is None or skip_mass is None:
         no_plan = head.rows.new_empty((0, 0), dtype=torch.bool)
         return stats, no_plan, torch.zeros_like(stats.max_logit)

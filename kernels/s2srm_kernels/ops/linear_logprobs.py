@@ -26,7 +26,7 @@ from s2srm_kernels.checks import (
 )
 from s2srm_kernels.dispatch import define_vocabulary, operator, refuse_second_order, select
 from s2srm_kernels.lm_head.backward import recompute_gradients
-from s2srm_kernels.lm_head.engine import Engine, ThreeGradients, Upstream
+from s2srm_kernels.lm_head.engine import Engine, ThreeGradients, Upstream, Wanted
 from s2srm_kernels.lm_head.gradients_in_forward import fake_gradients, wanted_gradients
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import group_name
@@ -64,7 +64,8 @@ def _body(
     facts: dict[str, Any] = {"operation": _NAME, "with_entropy": with_entropy}
     facts |= {"skip_mass": skip_mass, "which inputs need gradients": list(needs)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
-    stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None)
+    wanted = Wanted(maximum=False, entropy=with_entropy, mean=False)
+    stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None, wanted)
     entropy = stats.entropy if with_entropy else torch.zeros_like(stats.entropy)
     return (
         head.scatter(stats.logprobs),

@@ -26,7 +26,7 @@ from s2srm_kernels.checks import (
     compute_dtype,
 )
 from s2srm_kernels.dispatch import define_vocabulary, select
-from s2srm_kernels.lm_head.engine import Engine
+from s2srm_kernels.lm_head.engine import Engine, Wanted
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import group_name
 from s2srm_kernels.lm_head.statistics import row_statistics
@@ -65,7 +65,7 @@ def _body(
     temperature, softcap = unpack_options(options, *_OPTIONS)
     facts = {"operation": _NAME}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
-    stats, _ = row_statistics(engine, head, rank=True)
+    stats, _ = row_statistics(engine, head, Wanted(mean=False), rank=True)
     fields = (
         *(stats.logprobs, stats.entropy, stats.lse, stats.argmax),
         *(stats.max_logit, stats.target_logit, stats.above),
