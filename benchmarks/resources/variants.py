@@ -42,6 +42,8 @@ DTYPES = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
+# Where each option is compiled alone too: the chip and dtypes that the kernels are tuned for.
+ONE_BY_ONE = {(90, "bf16"), (90, "fp16")}
 # Rows and a vocabulary of several tiles and splits; every size a multiple of 16, as real ones.
 _ROWS, _DEPTH, _COLUMNS = 144, 64, 2304
 # No multiple of a tile in any direction, but of the 16 bytes that descriptors need.
@@ -128,12 +130,8 @@ _CASES = (
 )
 
 
-def _calls(case: _Case, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
-    """Calls that reach every kernel: both orders of the losses, with options one by one if plain.
-
-    The other cases have all options that go together at once: what compiles with them compiles
-    without.
-    """
+def _calls(case: _Case, dtype: torch.dtype, one_by_one: bool) -> Iterator[Callable[[], Any]]:
+    """Calls that reach every kernel: both orders of the losses; options together, or each alone."""
     hidden, weight, target, options = case.inputs(dtype)
     head = (hidden, weight, target)
     options: dict[str, Any] = options | {"impl": "triton"}
@@ -155,10 +153,10 @@ def _calls(case: _Case, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
     yield lambda: ppo_loss(0.01)
     # Nothing fits no workspace: the logits are made again.
     yield lambda: cross_entropy(workspace_bytes=0, label_smoothing=0.1, skip_mass=1e-3)
-    if case.label == "plain":
+    yield cross_entropy
+    if one_by_one:
         yield lambda: logprobs(False)
         yield lambda: ppo_loss(0.0)
-        yield cross_entropy
         yield lambda: cross_entropy(label_smoothing=0.1)
         yield lambda: cross_entropy(workspace_bytes=0)
         yield lambda: cross_entropy(workspace_bytes=0, skip_mass=1e-3)
@@ -180,7 +178,8 @@ def variants_of(arch: int, dtype: str) -> tuple[Variant, ...]:
             # The other dtypes have pointers alone, and uneven sizes are in `full`.
             continue
         with _launches(arch) as launches:
-            for call in _calls(case, DTYPES[dtype]):
+            alone = case.label == "plain" and (arch, dtype) in ONE_BY_ONE
+            for call in _calls(case, DTYPES[dtype], alone):
                 call()
         for kernel, arguments, options in launches:
             variant = _specialise(kernel, arguments, options, arch, dtype, case)
