@@ -23,6 +23,7 @@ import triton.language as tl
 
 from s2srm_kernels.triton.tiles import (
     FLOOR,
+    LOG2E,
     column_of,
     combine,
     dot_tile,
@@ -120,7 +121,7 @@ def target_logits_kernel(
         "num_columns",
         "num_row_blocks",
         "num_splits",
-        "num_parts",
+        "num_tiles",
     ]
 )
 def statistics_kernel(
@@ -141,7 +142,7 @@ def statistics_kernel(
     depth,
     num_row_blocks,
     num_splits,
-    num_parts,
+    num_tiles,
     split_columns,
     hidden_stride,
     weight_stride_v,
@@ -178,7 +179,7 @@ def statistics_kernel(
     A row's exponentials e are relative to its largest logit so far or, FIXED, to fixed_references
     (R,), which no logit exceeds by more than 80. The target's own is left out of their sum, tile by
     tile: where the target has nearly all of the mass, the sum of the others keeps its digits.
-    holds_target (row blocks, parts) says in which parts of a tile to look for one. active: how many
+    holds_target (row blocks, T) says in which parts of a tile to look for one, a bit each. active: how many
     blocks of rows there is work for, 0 or more, then whether for each; the others are left alone.
 
     ARGMAX, COUNT (logits above target_logits), ENTROPY (sum of e times its exponent), MEAN: which
@@ -190,6 +191,7 @@ def statistics_kernel(
     floor = tl.full((BLOCK_M,), lowest, ACCUMULATOR)
     zeros = tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
     lane = tl.arange(0, width)
+    unit: tl.constexpr = LOG2E if FAST else 1.0
     num_items = num_row_blocks * num_splits
     if tl.load(active) == 0:
         num_items = 0
@@ -231,6 +233,7 @@ def statistics_kernel(
                     BLOCK_K,
                 )
                 parts = split_tile(products, BLOCK_M, BLOCK_N, PARTS)
+                holds = tl.load(holds_target + row_block * num_tiles + first_column // BLOCK_N)
                 remaining = num_columns - first_column
                 z = ()
                 for i in tl.static_range(PARTS):
@@ -244,6 +247,11 @@ def statistics_kernel(
                     z += (part,)
                 target = tl.load(columns + within) - first_column
                 target_logit = tl.load(target_logits + within)
+                if COUNT:
+                    counts = tl.zeros((BLOCK_M, width), dtype=tl.float32)
+                    for i in tl.static_range(PARTS):
+                        counts += tl.where(z[i] > target_logit[:, None], 1.0, 0.0)
+                    above += tl.sum(counts, axis=1).to(tl.int32)
                 if not FIXED:
                     highest = highest_of(z, PARTS)
                     top = tl.max(highest, axis=1)
@@ -261,23 +269,36 @@ def statistics_kernel(
                         weighted = decay * (weighted + (total + own) * delta)
                     total *= decay
                     here = (target >= 0) & (target < BLOCK_N)
-                    e_target = tl.where(here, exp(target_logit - reference, False), 0.0)
+                    x_target = target_logit * unit - scaled
+                    e_target = tl.where(here, power(x_target, FAST), 0.0)
                     own = own * decay + e_target
+                    if ENTROPY:
+                        weighted += e_target * tl.maximum(x_target, FLOOR)
+                    if MEAN:
+                        for i in tl.static_range(PARTS):
+                            x = exponent(z[i], scaled, FAST)
+                            if not EVEN_N:
+                                here = (i * width + lane < remaining)[None, :]
+                                x = tl.where(here, x, 0.0)
+                            sum_shift += tl.sum(x, axis=1)
+                if holds != 0:
+                    nothing = (reference - 1000)[:, None]
+                    left = ()
+                    for i in tl.static_range(PARTS):
+                        part = z[i]
+                        if (holds >> i) & 1 != 0:
+                            # Without it the compiler selects in every part of every tile.
+                            tl.debug_barrier()
+                            is_target = target[:, None] == (i * width + lane)[None, :]
+                            part = tl.where(is_target, nothing, part)
+                        left += (part,)
+                    z = left
                 sums = tl.zeros((BLOCK_M, width), dtype=ACCUMULATOR)
-                weighted_sums, shifts = sums, sums
-                counts = tl.zeros((BLOCK_M, width), dtype=tl.int32)
+                weighted_sums = sums
                 for i in tl.static_range(PARTS):
                     first = first_column + i * width
-                    # Always so where V fills the tiles: but a branch keeps the compiler from mixing
-                    # the parts, which would take more registers than there are.
-                    if first < num_columns:
+                    if EVEN_N or first < num_columns:
                         x = exponent(z[i], scaled, FAST)
-                        if MEAN:
-                            if EVEN_N:
-                                shifts += x
-                            else:
-                                here = (i * width + lane < remaining)[None, :]
-                                shifts += tl.where(here, x, 0.0)
                         if HAS_BIAS or not EVEN_N:
                             # A logit may be -inf.
                             x = tl.maximum(x, FLOOR)
@@ -298,24 +319,15 @@ def statistics_kernel(
                             )
                         if ENTROPY:
                             weighted_sums = multiply_then_add(e, x, weighted_sums)
-                        if tl.load(holds_target + row_block * num_parts + first // width) != 0:
-                            is_target = target[:, None] == (i * width + lane)[None, :]
-                            e = tl.where(is_target, 0.0, e)
                         sums += e
-                        if COUNT:
-                            counts += (z[i] > target_logit[:, None]).to(tl.int32)
                 tile_sum = tl.sum(sums, axis=1)
                 total += tile_sum
                 if ENTROPY:
                     weighted += tl.sum(weighted_sums, axis=1)
-                if MEAN:
-                    sum_shift += tl.sum(shifts, axis=1)
-                if COUNT:
-                    above += tl.sum(counts, axis=1)
                 place = (first_column // BLOCK_N) * num_rows.to(tl.int64) + rows
                 if TILE_LSE:
                     growth = power(rounding_of(scaled, reference, FAST), FAST)
-                    lse = reference + tl.log(growth * tile_sum + e_target)
+                    lse = reference + tl.log(growth * (tile_sum + e_target))
                     tl.store(tile_lse + place, lse, mask=live)
                 if STORE and not FIXED:
                     tl.store(references + place, in_nats(scaled, FAST), mask=live)

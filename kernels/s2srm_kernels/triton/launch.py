@@ -249,7 +249,7 @@ def _partial(
         num_columns=num_columns,
         num_row_blocks=num_row_blocks,
         num_splits=num_splits,
-        num_parts=holds_target.shape[1],
+        num_tiles=holds_target.shape[1],
         split_columns=split_columns,
         exponentials_stride=0 if storage is None else storage.exponentials.stride(0),
         lowest=problem.lowest,
@@ -265,16 +265,20 @@ def _partial(
 
 
 def _holds_target(problem: Problem, rows: slice, tile: Tile, num_row_blocks: int) -> Tensor:
-    """(row blocks, parts of the tiles) int8: 1 where a row of the block has its target there."""
+    """(row blocks, tiles of columns) int32: bit i where a row has its target in the i-th part."""
     columns = problem.columns[rows].long()
     width = tile.block_n // tile.parts
-    num_parts = -(-problem.num_columns // width)
-    size = num_row_blocks * num_parts
+    num_tiles = -(-problem.num_columns // tile.block_n)
+    size = num_row_blocks * num_tiles * tile.parts
     block = torch.arange(columns.shape[0], device=columns.device) // tile.block_m
     # Another rank's target goes into an entry behind the last.
-    place = torch.where(columns < 0, size, block * num_parts + columns // width)
-    holds = torch.zeros(size + 1, dtype=torch.int8, device=columns.device)
-    return holds.scatter_(0, place, 1)[:size].view(num_row_blocks, num_parts)
+    place = block * (num_tiles * tile.parts) + columns // width
+    place = torch.where(columns < 0, size, place)
+    holds = torch.zeros(size + 1, dtype=torch.int32, device=columns.device)
+    holds.scatter_(0, place, 1)
+    bits = 2 ** torch.arange(tile.parts, dtype=torch.int32, device=columns.device)
+    holds = holds[:size].view(num_row_blocks, num_tiles, tile.parts) * bits
+    return holds.sum(dim=2, dtype=torch.int32)
 
 
 class Coefficients(NamedTuple):

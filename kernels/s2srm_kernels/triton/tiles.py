@@ -128,7 +128,7 @@ def multiply_then_add(x, y, z):
 def scale_reference(reference, lowest, FAST: tl.constexpr):
     """What `exponent` subtracts: the reference in nats, or FAST in powers of two; finite."""
     if FAST:
-        scaled = tl.maximum(reference * LOG2E, lowest.to(reference.dtype))
+        scaled = tl.maximum(reference * LOG2E, tl.full((1,), lowest, reference.dtype))
     else:
         scaled = reference
     return scaled
