@@ -14,7 +14,7 @@ from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import merge
 from tests.kernels import naive
 
-_REASON = dispatch.load("cpp")
+_REASON = dispatch.load("cpp", "cpu")
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 # One row; one tile of columns and one column more; widths around a vector, a panel, a block of

@@ -87,8 +87,8 @@ def storage_stride(num_columns: int) -> int:
     return -(-num_columns // SKIP_COLUMNS) * SKIP_COLUMNS
 
 
-def target_logits(problem: Problem) -> Tensor:
-    """(R,) logits at the targets, -inf where another rank owns the target."""
+def target_logits(problem: Problem, columns: Tensor | None = None) -> Tensor:
+    """(R,) logits at the targets or at int32 `columns`, -inf where that is -1."""
     logits = problem.empty(problem.num_rows)
     tile = problem.tile("statistics")
     operands = problem.operands(tile, slice(None), slice(None), pointers=True)
@@ -96,7 +96,7 @@ def target_logits(problem: Problem) -> Tensor:
     _start(
         target_logits_kernel,
         grid,
-        columns=problem.columns,
+        columns=problem.columns if columns is None else columns,
         logits=logits,
         PARTS=TARGET_PARTS,
         **operands,
