@@ -9,7 +9,7 @@
 namespace s2srm::lm_head {
 
 // What a call draws, and where the result goes. seeds and positions (num_rows) or null for no
-// noise; suppressed (num_columns) or null; first_id: of this rank's columns in the whole vocabulary.
+// noise; suppressed (num_columns) or null; first_id: the first column's in the whole vocabulary.
 template <class T>
 struct Draws {
   const int64_t* seeds;
