@@ -16,7 +16,6 @@ from benchmarks.providers.ours import Ours
 from benchmarks.providers.sequences import SEQUENCE_OPS, OurSequences
 from benchmarks.shapes import SequenceShape, Shape
 
-
 ALIVE = "torch made a tensor"
 """Printed once the GPU answers: what goes wrong before that is not of our kernels."""
 

@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = failed or any(stage.bad for stage in found)
     if chosen.out is None and not chosen.dry_run:
         write(RESULTS)
-    text = "\n".join([*table(stages), *lines])
+    # The stages last: a terminal, and whoever keeps the end of an output, shows these.
+    text = "\n".join([*lines, *table(stages)])
     (out / "summary.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     return int(failed)
@@ -109,7 +110,7 @@ def summary(path: Path) -> list[str]:
     rows = latest(read_rows([path]))
     # How each process ended is the table above.
     cases = [row for row in read_cases([path]) if row.part != STAGE]
-    return [*case_tables(cases), *claims(rows), *absent(rows)]
+    return [*case_tables(cases), *absent(rows), *claims(rows)]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LEAST_S = 10.0
 
 
 class Steps:
-    """Runs steps for one device into one journal. again: names of steps that run although passed."""
+    """Runs steps for one device into one journal. again: names that run although passed."""
 
     def __init__(
         self, runner: Runner, journal: Journal, device: str, again: Sequence[str] = ()
