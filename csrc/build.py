@@ -3,7 +3,7 @@
     python csrc/build.py    in a bare checkout: needs torch and a compiler, neither setuptools nor
                             ninja; compiles what has changed
 
-    _C.so         csrc/*.cpp and csrc/cpu/*.cpp
+    _C.so         csrc/**/*.cpp
     _C_cuda.so    csrc/*.cu; only where nvcc and a CUDA build of torch are found
 
 They speak torch's stable C interface and nothing of Python, so one binary serves every supported
@@ -43,7 +43,7 @@ class BuildError(Exception):
 
 def libraries() -> dict[str, list[Path]]:
     """The libraries that can be built here, with their sources."""
-    found = {"_C": sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")])}
+    found = {"_C": sorted(CSRC.rglob("*.cpp"))}
     if wants_cuda():
         found["_C_cuda"] = sorted(CSRC.glob("*.cu"))
     return found
@@ -54,10 +54,12 @@ def build_library(name: str, library: Path) -> None:
     sources = libraries()[name]
     command = cuda_compiler() if name == "_C_cuda" else cpu_compiler()
     objects = OBJECTS / name
-    objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(compile_file, command, source, objects) for source in sources]
+        jobs = [
+            pool.submit(compile_file, command, source, objects / source.parent.relative_to(CSRC))
+            for source in sources
+        ]
         made = [str(job.result()) for job in jobs]
     torch_lib = find_torch() / "lib"
     needed = [f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -71,6 +73,7 @@ def build_library(name: str, library: Path) -> None:
 
 def compile_file(command: list[str], source: Path, folder: Path) -> Path:
     """The object file of `source`, compiled again if the command, it or a header changed."""
+    folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{source.name}.o"
     record, depends = made.with_suffix(".command"), made.with_suffix(".d")
     text = " ".join(command)

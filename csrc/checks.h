@@ -58,7 +58,7 @@ inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
   return cast.is_contiguous() ? cast : torch::stable::contiguous(cast);
 }
 
-// The numeric options of a call, in the order that Python packed them (s2srm_kernels/_options.py).
+// The numeric options of a call, in the order that Python packed them (s2srm_kernels/options.py).
 template <size_t count>
 std::array<double, count> read_options(const Tensor& options) {
   if (options.is_cuda() || options.scalar_type() != ScalarType::Double ||

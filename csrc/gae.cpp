@@ -8,8 +8,8 @@
 
 #include <tuple>
 
-#include "advantages.h"
-#include "sequences.h"
+#include "gae_inputs.h"
+#include "packed_sequences.h"
 
 namespace s2srm {
 namespace {
@@ -28,15 +28,15 @@ void run_sequence(const T* rewards, const T* values, T* advantages, T* returns, 
 }
 
 template <typename T>
-void run(const AdvantageInputs& in, const Segments& segments, double gamma, double lam,
+void run(const GaeInputs& in, const PackedSequences& packed, double gamma, double lam,
          Tensor& advantages, Tensor& returns) {
   const T* r = in.rewards.const_data_ptr<T>();
   const T* v = in.values.const_data_ptr<T>();
   const T* after = in.bootstrap ? in.bootstrap->const_data_ptr<T>() : nullptr;
   T* a = advantages.mutable_data_ptr<T>();
   T* g = returns.mutable_data_ptr<T>();
-  for_each_sequence(segments, in.rewards.numel(), [&](int64_t b) {
-    const int64_t start = segments.offsets[b], length = segments.offsets[b + 1] - start;
+  for_each_sequence(packed, in.rewards.numel(), [&](int64_t b) {
+    const int64_t start = packed.cu_seqlens[b], length = packed.cu_seqlens[b + 1] - start;
     run_sequence(r + start, v + start, a + start, g + start, length, gamma, gamma * lam,
                  after == nullptr ? 0.0 : static_cast<double>(after[b]));
   });
@@ -46,13 +46,13 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                                const Tensor& cu_seqlens, const Tensor& options,
                                const std::optional<Tensor>& bootstrap) {
   const auto [gamma, lam] = read_options<2>(options);
-  const Segments segments(cu_seqlens);
-  const AdvantageInputs in(rewards, values, bootstrap, segments.count);
-  check_cu_seqlens(segments, in.rewards);
+  const PackedSequences packed(cu_seqlens);
+  const GaeInputs in(rewards, values, bootstrap, packed.count);
+  check_cu_seqlens(packed, in.rewards);
   Tensor advantages = new_vector(rewards, in.rewards.numel(), in.type);
   Tensor returns = new_vector(rewards, in.rewards.numel(), in.type);
   const auto work = in.type == ScalarType::Double ? run<double> : run<float>;
-  work(in, segments, gamma, lam, advantages, returns);
+  work(in, packed, gamma, lam, advantages, returns);
   return {advantages, returns};
 }
 

@@ -2,7 +2,7 @@
 
 #include <tuple>
 
-#include "advantages.h"
+#include "gae_inputs.h"
 #include "gae_kernel.cuh"
 #include "launch.cuh"
 
@@ -10,10 +10,10 @@ namespace s2srm {
 namespace {
 
 template <typename T>
-void run(const AdvantageInputs& in, const Segments& segments, double gamma, double lam,
+void run(const GaeInputs& in, const PackedSequences& packed, double gamma, double lam,
          Tensor& advantages, Tensor& returns) {
   using Shape = GaeShape<T>;
-  Scan scan(in.rewards, segments);
+  Scan scan(in.rewards, packed);
   const int64_t num_rows = in.rewards.numel();
   const int64_t num_tiles = (num_rows + Shape::kRows - 1) / Shape::kRows;
   uint64_t* words = scan.prepare(num_tiles * Published<double>::kWords, nullptr);
@@ -22,8 +22,8 @@ void run(const AdvantageInputs& in, const Segments& segments, double gamma, doub
         in.rewards.const_data_ptr<T>(),
         in.values.const_data_ptr<T>(),
         in.bootstrap ? in.bootstrap->const_data_ptr<T>() : nullptr,
-        segments.offsets,
-        segments.count,
+        packed.cu_seqlens,
+        packed.count,
         num_rows,
         num_tiles,
         static_cast<T>(gamma),
@@ -42,12 +42,12 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                                const Tensor& cu_seqlens, const Tensor& options,
                                const std::optional<Tensor>& bootstrap) {
   const auto [gamma, lam] = read_options<2>(options);
-  const Segments segments(cu_seqlens);
-  const AdvantageInputs in(rewards, values, bootstrap, segments.count);
+  const PackedSequences packed(cu_seqlens);
+  const GaeInputs in(rewards, values, bootstrap, packed.count);
   Tensor advantages = new_vector(rewards, in.rewards.numel(), in.type);
   Tensor returns = new_vector(rewards, in.rewards.numel(), in.type);
   const auto work = in.type == ScalarType::Double ? run<double> : run<float>;
-  work(in, segments, gamma, lam, advantages, returns);
+  work(in, packed, gamma, lam, advantages, returns);
   return {advantages, returns};
 }
 

@@ -41,7 +41,7 @@ struct GaeArguments {
   const T* rewards;
   const T* values;
   const T* bootstrap;  // (B,) or null
-  Offsets cu_seqlens;
+  CuSeqlens cu_seqlens;
   int64_t num_sequences, num_rows, num_tiles;
   T gamma;
   Decay<T> decay;

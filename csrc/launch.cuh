@@ -9,7 +9,7 @@
 #include <map>
 
 #include "prepare_kernel.cuh"
-#include "segments.h"
+#include "packed_sequences.h"
 
 namespace s2srm {
 
@@ -40,12 +40,12 @@ struct Mailbox {
 // Makes the tensor's device current, prepares a scan and, after its launch, reports bad cu_seqlens.
 class Scan {
  public:
-  Scan(const Tensor& rows, const Segments& segments)
-      : segments_(segments),
+  Scan(const Tensor& rows, const PackedSequences& packed)
+      : packed_(packed),
         device_(rows.get_device_index()),
         guard_(device_),
         mailbox_(Mailbox::of_device(device_)) {
-    check_same_device("cu_seqlens", segments.tensor, rows);
+    check_same_device("cu_seqlens", packed.tensor, rows);
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -55,11 +55,11 @@ class Scan {
 
   // Zeros for the scan to publish in; checks cu_seqlens on the way, and fills `lengths` if given.
   uint64_t* prepare(int64_t num_words, int64_t* lengths) {
-    words_ = new_vector(segments_.tensor, num_words, ScalarType::Long);
+    words_ = new_vector(packed_.tensor, num_words, ScalarType::Long);
     uint64_t* words = static_cast<uint64_t*>(words_->mutable_data_ptr());
-    num_blocks_ = num_prepare_blocks(segments_.count, num_words);
+    num_blocks_ = num_prepare_blocks(packed_.count, num_words);
     prepare_kernel<><<<num_blocks_, kPrepareThreads, 0, stream_>>>(
-        {segments_.offsets, segments_.count, words, num_words, lengths, mailbox_.report});
+        {packed_.cu_seqlens, packed_.count, words, num_words, lengths, mailbox_.report});
     check_cuda(cudaGetLastError());
     check_cuda(cudaEventRecord(mailbox_.written, stream_));
     return words;
@@ -80,15 +80,15 @@ class Scan {
 
  private:
   int64_t fetch(int64_t at) const {
-    const size_t size = segments_.offsets.wide ? sizeof(int64_t) : sizeof(int32_t);
-    const char* source = static_cast<const char*>(segments_.offsets.data) + at * size;
+    const size_t size = packed_.cu_seqlens.wide ? sizeof(int64_t) : sizeof(int32_t);
+    const char* source = static_cast<const char*>(packed_.cu_seqlens.data) + at * size;
     int64_t value = 0;
     check_cuda(cudaMemcpyAsync(&value, source, size, cudaMemcpyDeviceToHost, stream_));
     check_cuda(cudaStreamSynchronize(stream_));
-    return Offsets{&value, segments_.offsets.wide}[0];
+    return CuSeqlens{&value, packed_.cu_seqlens.wide}[0];
   }
 
-  const Segments& segments_;
+  const PackedSequences& packed_;
   int32_t device_;
   torch::stable::accelerator::DeviceGuard guard_;
   Mailbox& mailbox_;

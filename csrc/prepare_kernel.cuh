@@ -16,7 +16,7 @@ struct Report {
 };
 
 struct PrepareArguments {
-  Offsets cu_seqlens;
+  CuSeqlens cu_seqlens;
   int64_t num_sequences;
   uint64_t* words;  // (num_words,)
   int64_t num_words;

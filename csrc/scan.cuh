@@ -19,7 +19,7 @@
 
 #include <cstdint>
 
-#include "offsets.h"
+#include "cu_seqlens.h"
 
 namespace s2srm {
 
@@ -98,7 +98,7 @@ __device__ __forceinline__ void store_four(T* data, int row, int num_rows, const
 
 // The first i in [0, count] with cu[i] >= row, by a whole warp: 32 probes at a time. Whatever cu
 // holds, it ends and reads nothing outside [0, count).
-__device__ __forceinline__ int64_t first_at_or_after(Offsets cu, int64_t count, int64_t row,
+__device__ __forceinline__ int64_t first_at_or_after(CuSeqlens cu, int64_t count, int64_t row,
                                                      int lane) {
   int64_t low = 0, high = count;
   while (low < high) {
@@ -131,7 +131,7 @@ struct Marks {
   // By a whole block; every thread may read the marks afterwards. Nothing is written outside the
   // tile, whatever cu holds.
   template <Edge kEdge, int kThreads>
-  __device__ __forceinline__ void fill(Offsets cu, int64_t num_sequences, int64_t begin,
+  __device__ __forceinline__ void fill(CuSeqlens cu, int64_t num_sequences, int64_t begin,
                                        int num_rows) {
     static_assert(kThreads >= 2 * kLanes);
     constexpr int64_t kShift = kEdge == Edge::last_row ? 1 : 0;  // a last row r: cu[b + 1] == r + 1

@@ -6,8 +6,8 @@
 
 #include <tuple>
 
-#include "rewards.h"
-#include "sequences.h"
+#include "token_rewards_inputs.h"
+#include "packed_sequences.h"
 
 namespace s2srm {
 namespace {
@@ -35,14 +35,14 @@ struct MarginAgrees {
 };
 
 template <typename T, typename Agrees>
-void run(const Agrees& agrees, const Segments& segments, const RewardValues& values,
+void run(const Agrees& agrees, const PackedSequences& packed, const RewardValues& values,
          Tensor& rewards, Tensor& divergence_index) {
   T* out = rewards.mutable_data_ptr<T>();
   int64_t* index = divergence_index.mutable_data_ptr<int64_t>();
   const T positive = static_cast<T>(values.positive);
   const T negative = static_cast<T>(-values.negative), match = static_cast<T>(values.match);
-  for_each_sequence(segments, rewards.numel(), [&](int64_t b) {
-    const int64_t start = segments.offsets[b], end = segments.offsets[b + 1];
+  for_each_sequence(packed, rewards.numel(), [&](int64_t b) {
+    const int64_t start = packed.cu_seqlens[b], end = packed.cu_seqlens[b + 1];
     int64_t t = start;
     for (; t < end && agrees(t); ++t) out[t] = positive;
     index[b] = t - start;
@@ -54,17 +54,17 @@ std::tuple<Tensor, Tensor> token_rewards(const Tensor& response, const Tensor& s
                                          const Tensor& cu_seqlens, const Tensor& options,
                                          const std::string& divergence, int64_t top_k) {
   const auto [max_margin, positive, negative, match] = read_options<4>(options);
-  const Segments segments(cu_seqlens);
-  const RewardInputs in(response, signal, divergence, top_k, max_margin);
-  check_cu_seqlens(segments, in.signal);
+  const PackedSequences packed(cu_seqlens);
+  const TokenRewardsInputs in(response, signal, divergence, top_k, max_margin);
+  check_cu_seqlens(packed, in.signal);
   Tensor rewards = new_vector(signal, in.signal.numel(), in.result_type());
-  Tensor index = new_vector(signal, segments.count, ScalarType::Long);
+  Tensor index = new_vector(signal, packed.count, ScalarType::Long);
   const RewardValues values{positive, negative, match};
   in.visit<ArgmaxAgrees, RankAgrees, MarginAgrees>([&](const auto& agrees) {
     if (in.result_type() == ScalarType::Double)
-      run<double>(agrees, segments, values, rewards, index);
+      run<double>(agrees, packed, values, rewards, index);
     else
-      run<float>(agrees, segments, values, rewards, index);
+      run<float>(agrees, packed, values, rewards, index);
   });
   return {rewards, index};
 }

@@ -3,18 +3,18 @@
 #include <tuple>
 
 #include "launch.cuh"
-#include "rewards.h"
+#include "token_rewards_inputs.h"
 #include "token_rewards_kernel.cuh"
 
 namespace s2srm {
 namespace {
 
 template <typename Diverges>
-void run(const Diverges& diverges, const Segments& segments, const RewardValues& values,
+void run(const Diverges& diverges, const PackedSequences& packed, const RewardValues& values,
          Tensor& rewards, Tensor& divergence_index) {
   using Shape = RewardsShape;
   using T = typename Diverges::Result;
-  Scan scan(rewards, segments);
+  Scan scan(rewards, packed);
   const int64_t num_rows = rewards.numel();
   const int64_t num_tiles = (num_rows + Shape::kRows - 1) / Shape::kRows;
   int64_t* index = divergence_index.mutable_data_ptr<int64_t>();
@@ -22,8 +22,8 @@ void run(const Diverges& diverges, const Segments& segments, const RewardValues&
   if (num_tiles > 0) {
     const RewardsArguments<Diverges> arguments{
         diverges,
-        segments.offsets,
-        segments.count,
+        packed.cu_seqlens,
+        packed.count,
         num_rows,
         num_tiles,
         static_cast<T>(values.positive),
@@ -43,13 +43,13 @@ std::tuple<Tensor, Tensor> token_rewards(const Tensor& response, const Tensor& s
                                          const Tensor& cu_seqlens, const Tensor& options,
                                          const std::string& divergence, int64_t top_k) {
   const auto [max_margin, positive, negative, match] = read_options<4>(options);
-  const Segments segments(cu_seqlens);
-  const RewardInputs in(response, signal, divergence, top_k, max_margin);
+  const PackedSequences packed(cu_seqlens);
+  const TokenRewardsInputs in(response, signal, divergence, top_k, max_margin);
   Tensor rewards = new_vector(signal, in.signal.numel(), in.result_type());
-  Tensor index = new_vector(signal, segments.count, ScalarType::Long);
+  Tensor index = new_vector(signal, packed.count, ScalarType::Long);
   const RewardValues values{positive, negative, match};
   in.visit<ArgmaxDiverges, RankDiverges, MarginDiverges>(
-      [&](const auto& diverges) { run(diverges, segments, values, rewards, index); });
+      [&](const auto& diverges) { run(diverges, packed, values, rewards, index); });
   return {rewards, index};
 }
 

@@ -76,7 +76,7 @@ template <typename Diverges>
 struct RewardsArguments {
   using T = typename Diverges::Result;
   Diverges diverges;
-  Offsets cu_seqlens;
+  CuSeqlens cu_seqlens;
   int64_t num_sequences, num_rows, num_tiles;
   T positive, negative, match;  // negative as it enters the rewards: not above 0
   uint64_t* words;              // (num_tiles,), zeros

@@ -27,6 +27,15 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float32
 
 
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of gradients that are made in forward and wait for backward's factor, by the inputs' dtype.
+
+    bfloat16 has the range of float32, so nothing is lost but one rounding by a factor that is not a
+    power of two. float16 would lose what a loss scale is there to keep.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def autocast_inputs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -9,7 +9,8 @@ one fake kernel and one autograd formula:
 
 A backend is a package `s2srm_kernels.<impl>` with a function `register()`, imported when it is
 first asked for. It registers kernels for overloads and devices: of a sequence operation directly,
-of the vocabulary operations through `implement`, whose bodies are written once on an `Engine`.
+of the vocabulary operations through `implement`, whose bodies are written once on an `Engine`; and
+it returns, by type of device, why it has no kernels there, where it should.
 `choose` asks the dispatcher what is there.
 """
 
@@ -39,6 +40,7 @@ _AUTO_ORDER = {"cuda": ("triton", "cpp", "reference"), "meta": ("reference",)}
 _AUTO_ORDER_ELSEWHERE = ("cpp", "reference")
 _AUTO_CHOICES: dict[tuple[str, str, int | None], str] = {}
 _OLDEST_GPU = {"triton": (8, 0)}
+_EVERYWHERE = "every type of device"
 
 Kernel = Callable[..., Any]
 
@@ -161,7 +163,7 @@ def _obstacle(
     """Why `impl` cannot run `name` on such a device; None if it can."""
     if impl == "reference":
         return None
-    reason = load(impl)
+    reason = load(impl, device_type)
     overload = f"{NAMESPACE}::{_overload_name(name, impl)}"
     key = torch._C._dispatch_key_for_device(device_type)  # pyright: ignore
     if torch._C._dispatch_has_kernel_for_dispatch_key(overload, key):  # pyright: ignore
@@ -193,19 +195,22 @@ for _answer in (_auto_choice, _obstacle):
     _answer._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def load(impl: str) -> str | None:
-    """Import a backend and let it register itself, once; the reason if it cannot, else None."""
+def load(impl: str, device_type: str | None = None) -> str | None:
+    """Import a backend and let it register itself, once.
+
+    The reason if it cannot, on `device_type` or, without one, on any device; else None.
+    """
     with _LOADING:
-        return _load(impl)
+        reasons = _load(impl)
+    return reasons.get(_EVERYWHERE, None if device_type is None else reasons.get(device_type))
 
 
 @functools.cache
-def _load(impl: str) -> str | None:
+def _load(impl: str) -> dict[str, str | None]:
     try:
-        importlib.import_module(f"s2srm_kernels.{impl}").register()
+        return importlib.import_module(f"s2srm_kernels.{impl}").register()
     except ImportError as error:
-        return str(error)
-    return None
+        return {_EVERYWHERE: str(error)}
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import functools
 import subprocess
 import sys
 
-import kernels_naive as naive
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import (
 )
 
 import s2srm_kernels as kernels
+from tests.kernels import naive
 
 pytestmark = pytest.mark.usefixtures("backend")
 N = 9

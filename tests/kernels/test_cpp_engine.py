@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kernels_naive as naive
 import pytest
 import torch
 
@@ -13,8 +12,9 @@ from s2srm_kernels import dispatch, linear_cross_entropy, linear_logprobs, linea
 from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Upstream
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import merge
+from tests.kernels import naive
 
-_REASON = dispatch.load("cpp")
+_REASON = dispatch.load("cpp", "cpu")
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 # One row; one tile of columns and one column more; widths around a vector, a panel, a block of
@@ -265,7 +265,7 @@ def test_exp_and_tanh_err_by_about_a_unit_in_the_last_place():
 
 
 def _run(code, **environment):
-    path = os.pathsep.join([str(Path(naive.__file__).parent), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path, **environment},
@@ -279,7 +279,8 @@ def _run(code, **environment):
 @pytest.mark.parametrize("kernels", ["baseline", "avx2", "avx512"])
 def test_the_kernels_of_every_instruction_set_agree(kernels):
     code = """
-import kernels_naive as naive, torch
+import torch
+from tests.kernels import naive
 from s2srm_kernels import linear_cross_entropy, linear_token_stats
 for shape in [(1, 5, 257), (65, 129, 256), (150, 72, 515)]:
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-10)):

@@ -5,7 +5,6 @@ test_gae.py and test_token_rewards.py run on this backend as well.
 
 import shutil
 
-import kernels_naive as naive
 import pytest
 import torch
 from torch.library import opcheck
@@ -13,6 +12,7 @@ from torch.library import opcheck
 from s2srm_kernels import gae, token_rewards
 from s2srm_kernels.dispatch import load
 from s2srm_kernels.options import pack_options
+from tests.kernels import naive
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build with")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import kernels_naive as naive
 import pytest
 import torch
 
 from s2srm_kernels import gae
+from tests.kernels import naive
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"

@@ -68,8 +68,8 @@ def use(folder):
 
 @needs_compiler
 def test_loading_registers_kernels_and_may_be_repeated():
-    extension.load()
-    extension.load()
+    assert extension.load()["cpu"] is None
+    assert extension.load() is extension.load()
     for name in ("gae", "token_rewards"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"s2srm::{name}.cpp", "CPU")
 
@@ -122,15 +122,44 @@ def test_a_broken_library_is_named_with_the_loaders_reason(checkout):
         assert f"{library} does not load" in text and "invalid ELF header" in text
 
 
-def test_a_library_older_than_its_sources_is_not_used(checkout):
+@pytest.mark.parametrize("source", ["gae.cpp", "lm_head/simd/lanes.h"])
+def test_a_library_older_than_its_sources_is_not_used(checkout, source):
     library = checkout / "kernels" / "s2srm_kernels" / "_C.so"
     library.write_bytes(b"")
     later = library.stat().st_mtime + 60
-    os.utime(checkout / "csrc" / "gae.cpp", (later, later))
+    os.utime(checkout / "csrc" / source, (later, later))
     warned, refusal = use(checkout)
     assert len(warned) == 1
     for text in (warned[0], refusal):
-        assert "older than csrc/gae.cpp" in text and "python csrc/build.py" in text
+        assert f"older than csrc/{source}" in text and "python csrc/build.py" in text
+
+
+WITH_A_GPU = """
+import json, torch
+torch.cuda.is_available = lambda: True
+from s2srm_kernels import dispatch
+print(json.dumps([dispatch.load("cpp", device) for device in ("cpu", "cuda", None)]))
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("built", ["cpu", "cuda", "neither"])
+def test_the_library_of_one_device_does_not_need_the_others(checkout, built):
+    package = checkout / "kernels" / "s2srm_kernels"
+    if built == "cpu":
+        shutil.copy(Path(extension.__file__).parent / "_C.so", package)
+    if built == "cuda":  # nothing is run: any library that loads will do
+        command = ["g++", "-shared", "-x", "c++", os.devnull, "-o", str(package / "_C_cuda.so")]
+        subprocess.run(command, check=True)
+    done = run(checkout, "-c", WITH_A_GPU)
+    assert done.returncode == 0, done.stderr
+    reasons = dict(zip(("cpu", "cuda", "any"), json.loads(done.stdout), strict=True))
+    for device, library in (("cpu", "_C.so"), ("cuda", "_C_cuda.so")):
+        if device == built:
+            assert reasons[device] is None
+        else:
+            assert f"{library} does not exist" in reasons[device]
+    assert (reasons["any"] is None) == (built != "neither")
 
 
 def test_the_source_distribution_has_what_the_build_needs(checkout):

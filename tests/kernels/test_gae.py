@@ -1,10 +1,10 @@
 import time
 
-import kernels_naive as naive
 import pytest
 import torch
 
 from s2srm_kernels import gae
+from tests.kernels import naive
 
 pytestmark = pytest.mark.usefixtures("backend")
 

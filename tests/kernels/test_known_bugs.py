@@ -2,7 +2,6 @@
 
 import math
 
-import kernels_naive as naive
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +15,7 @@ from s2srm_kernels import (
 )
 from s2srm_kernels.lm_head import reference
 from s2srm_kernels.options import pack_options
+from tests.kernels import naive
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -1,8 +1,8 @@
-import kernels_naive as naive
 import pytest
 import torch
 
 from s2srm_kernels import linear_logprobs, linear_token_stats
+from tests.kernels import naive
 
 pytestmark = pytest.mark.usefixtures("backend")
 

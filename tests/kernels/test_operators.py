@@ -1,7 +1,6 @@
 import functools
 import shutil
 
-import kernels_naive as naive
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +10,7 @@ import s2srm_kernels as kernels
 from s2srm_kernels import dispatch
 from s2srm_kernels.dispatch import _without_autocast
 from s2srm_kernels.options import pack_options
+from tests.kernels import naive
 
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
 NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]

@@ -2,13 +2,13 @@
 
 import functools
 
-import kernels_naive as naive
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import s2srm_kernels as kernels
+from tests.kernels import naive
 
 V, N = 23, 40
 SPLITS = {2: (7, 16), 4: (5, 2, 13, 3)}  # columns of each rank

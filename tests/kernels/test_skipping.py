@@ -1,11 +1,11 @@
 """Tile skipping: exact at 0, within its bound above, and what it reports is what it did."""
 
-import kernels_naive as naive
 import pytest
 import torch
 
 from s2srm_kernels import SkipReport, linear_cross_entropy, linear_logprobs
 from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
+from tests.kernels import naive
 
 pytestmark = pytest.mark.usefixtures("backend")
 

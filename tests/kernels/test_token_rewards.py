@@ -1,8 +1,8 @@
-import kernels_naive as naive
 import pytest
 import torch
 
 from s2srm_kernels import token_rewards
+from tests.kernels import naive
 
 pytestmark = pytest.mark.usefixtures("backend")
 

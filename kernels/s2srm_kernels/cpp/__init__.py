@@ -1,7 +1,7 @@
-"""The compiled kernels on the CPU: csrc/ behind s2srm::X.cpp.
+"""The compiled kernels of csrc/ behind s2srm::X.cpp, for CPU and CUDA tensors.
 
-_engine: the vocabulary operations, on csrc/cpu/. gae and token_rewards register themselves as the
-library loads.
+engine: the vocabulary operations on the CPU, on csrc/lm_head/. gae and token_rewards register
+themselves, on either device, as their library loads.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 from s2srm_kernels.extension import load
 
 
-def register() -> None:
-    """Load the compiled library and register the engine for CPU tensors.
+def register() -> dict[str, str | None]:
+    """Load the compiled libraries and register the engine for CPU tensors.
 
-    ImportError, with the reason and the remedy, where it is not built.
+    Returns, by type of device, why its library is not used, or None; ImportError with the reasons
+    where none is.
     """
-    load()
+    reasons = load()
+    refused = [reason for reason in reasons.values() if reason is not None]
+    if len(refused) == len(reasons):
+        raise ImportError("; ".join(refused))
+    if reasons["cpu"] is None:
+        from s2srm_kernels.cpp.engine import CppEngine
+        from s2srm_kernels.dispatch import implement
 
-    from s2srm_kernels.cpp.engine import CppEngine
-    from s2srm_kernels.dispatch import implement
-
-    implement("cpp", "CPU", CppEngine())
+        implement("cpp", "CPU", CppEngine())
+    return reasons

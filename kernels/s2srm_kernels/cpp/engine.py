@@ -1,4 +1,4 @@
-"""The CPU's engine: shapes, buffers and the order of the passes; csrc/cpu/ computes.
+"""The CPU's engine: shapes, buffers and the order of the passes; csrc/lm_head/ computes.
 
 Nothing of size (R, V) is made. Kept logits lie column by column, as (V, rows): a chunk of rows in a
 workspace of at most WORKSPACE_BYTES, or up to D rows in the memory of d_weight, which they leave as
@@ -16,14 +16,20 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.lm_head.backward import scale_on_host_
 from s2srm_kernels.lm_head.engine import (
+    ALL,
     SKIP_COLUMNS,
+    Draws,
+    Entries,
     RowStatistics,
     ThreeGradients,
     Upstream,
     UpstreamOf,
+    Wanted,
 )
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.lm_head.statistics import merge
 
 WORKSPACE_BYTES = 48 * 2**20
@@ -37,18 +43,44 @@ _MAX_SPAN_COLUMNS = 8192
 class CppEngine:
     """`Engine` in C++ on the CPU. The results do not depend on the number of threads."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         problem = _Problem(head)
-        out = problem.empty(head.num_live)
-        torch.ops.s2srm.cpu_target_logits(*problem.arguments(), out)
+        if columns is None:
+            out = problem.empty(head.num_live)
+            torch.ops.s2srm.cpu_target_logits(*problem.arguments(), out)
+            return out
+        out = problem.empty(*columns.shape)
+        rows = head.rows.repeat_interleave(columns.shape[1])
+        hidden, _, weight, bias, _, *options = problem.arguments()
+        torch.ops.s2srm.cpu_target_logits(
+            *(hidden, rows, weight, bias, columns.flatten(), *options), out.view(-1)
+        )
         return out
 
     def statistics(
-        self, head: Head, target_logits: Tensor | None, tiles: bool
+        self,
+        head: Head,
+        target_logits: Tensor | None,
+        tiles: bool,
+        wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
         problem = _Problem(head)
         tile_lse = problem.empty(head.num_live, problem.num_tiles) if tiles else None
         return problem.statistics(slice(None), target_logits, tile_lse), tile_lse
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        problem = _Problem(head)
+        num_rows = head.num_live
+        packed = problem.empty(num_rows, 7)
+        perturbed, columns = problem.empty(num_rows), torch.empty_like(head.rows)
+        torch.ops.s2srm.cpu_sample(
+            *problem.arguments(),
+            *(None, None) if noise is None else (part.contiguous() for part in noise),
+            head.shard.offset,
+            None if suppressed is None else suppressed.contiguous(),
+            *(packed, perturbed, columns),
+        )
+        return Draws(perturbed, columns, packed)
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
@@ -63,6 +95,8 @@ class CppEngine:
         upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
+        wanted: Wanted = ALL,
+        proportional: bool = False,
     ) -> tuple[RowStatistics, ThreeGradients]:
         problem = _Problem(head)
         gradients = problem.buffers(needs, head.dtype)
@@ -104,17 +138,21 @@ class CppEngine:
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         problem = _Problem(head)
         dtype = head.hidden.dtype
         gradients = problem.buffers(needs, dtype)
         workspace = problem.span_workspace()
         rows = slice(0, head.num_live)
-        problem.gradients(rows, statistics, upstream, live, gradients, workspace)
+        problem.gradients(rows, statistics, upstream, live, gradients, workspace, entries=entries)
         d_hidden, d_weight, d_bias = gradients.result(head)
         if head.shard.group is None:
             d_hidden = d_hidden.to(dtype)
         return d_hidden, d_weight, d_bias.to(dtype)
+
+    def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        scale_on_host_(gradients, factor)
 
 
 class _Gradients(NamedTuple):
@@ -131,7 +169,7 @@ class _Gradients(NamedTuple):
 
 
 class _Problem:
-    """A head with tensors as csrc/cpu takes them: rows of hidden and weight contiguous."""
+    """A head with tensors as csrc/lm_head takes them: rows of hidden and weight contiguous."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
@@ -204,6 +242,7 @@ class _Problem:
         gradients: _Gradients,
         logits: Tensor,
         stored: bool = False,
+        entries: Entries | None = None,
     ) -> None:
         """Add the gradients of a slice of the live rows; of the first slice, set them.
 
@@ -219,6 +258,7 @@ class _Problem:
             *self.arguments(rows),
             *(torch.stack(fields), given, self.head.shard.num_total),
             None if live is None else live.contiguous(),
+            *(None, None) if entries is None else (part.contiguous() for part in entries),
             *(logits, stored, rows.start > 0),
             *gradients,
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise
 
 # Blocks of the logits that may be left out of a backward together (see skipping).
 SKIP_ROWS = 128
@@ -25,6 +26,21 @@ not needed (no bias included)."""
 # exp(-1000) is 0 in float32 and float64, and 0 * -1000 is 0 where 0 * -inf would be NaN: a logit
 # of -inf (a suppressed token) has no mass, no entropy and no gradient.
 FLOOR = -1000.0
+
+
+class Wanted(NamedTuple):
+    """Which statistics are read beside log p(target), lse and, where thresholds are given, `above`.
+
+    Of the others an engine may leave out what it likes: their fields are unspecified, but finite.
+    maximum: max_logit and argmax. entropy: expected_shift. mean: mean_shift.
+    """
+
+    maximum: bool = True
+    entropy: bool = True
+    mean: bool = True
+
+
+ALL = Wanted()
 
 
 class RowStatistics(NamedTuple):
@@ -78,21 +94,50 @@ class Upstream(NamedTuple):
         return Upstream(function(self.logprobs), entropy, lse, mean_logprob)
 
 
+class Entries(NamedTuple):
+    """Gradients dz of single logits that are known already: (R, K) columns, -1 where there is no
+    such column on this rank, and values in the compute dtype. Of a column that stands twice in a
+    row both values are the same."""
+
+    columns: Tensor
+    values: Tensor
+
+
+class Draws(NamedTuple):
+    """What `Engine.sample` found among this rank's columns.
+
+    perturbed (R,): the largest perturbed logit, compute dtype, -inf where all are suppressed.
+    columns (R,) int64: where it is, of equal ones the lowest.
+    packed (R, 7): the bits of `statistics` with these columns for targets; None where they are not
+    to be had in the same pass.
+    """
+
+    perturbed: Tensor
+    columns: Tensor
+    packed: Tensor | None
+
+
 UpstreamOf = Callable[[RowStatistics, slice], Upstream]
 
 
 class Engine(Protocol):
     """R live rows, V columns of this rank, T = ceil(V / SKIP_COLUMNS) tiles of columns."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         """(R,) compute dtype: each row's logit at its target, -inf where another rank owns it.
+
+        With columns (R, K), -1 for none: (R, K) logits at those.
 
         The same bits as the same logit inside `statistics`, so that ties are told from maxima.
         """
         ...
 
     def statistics(
-        self, head: Head, target_logits: Tensor | None, tiles: bool
+        self,
+        head: Head,
+        target_logits: Tensor | None,
+        tiles: bool,
+        wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
         """(R, 7) statistics over this rank's columns in the compute dtype: one product.
 
@@ -103,6 +148,14 @@ class Engine(Protocol):
         another rank's, 0 where target_logits is None. Numbers of columns are exact up to 2**24.
 
         With `tiles` also (R, T): log-sum-exp of every tile of columns.
+        """
+        ...
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        """The largest perturbed logit z + noise of every row: one product, as in `statistics`.
+
+        noise: of the ids of the whole vocabulary, None for none. suppressed (V,) bool: columns that
+        are not drawn; they count in the statistics.
         """
         ...
 
@@ -121,11 +174,16 @@ class Engine(Protocol):
         upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
+        wanted: Wanted = ALL,
+        proportional: bool = False,
     ) -> tuple[RowStatistics, ThreeGradients]:
         """Both from the same logits, chunk by chunk: three products, on one rank.
 
         upstream_of(statistics of the chunk's rows, slice of the live rows) gives the chunk's
-        upstream gradients. Gradients in the compute dtype.
+        upstream gradients; proportional: of log p(target) and lse alone, so that dz is
+        proportional to p but for the target's entry, whatever their values. Where neither maximum
+        nor mean is wanted, max_logit may be any reference that log_sum and expected_shift are
+        relative to. Gradients in the compute dtype or in `kept_dtype`.
         """
         ...
 
@@ -136,11 +194,17 @@ class Engine(Protocol):
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         """The logits made again, with the merged statistics: up to three products.
 
         live: (>= ceil(R / SKIP_ROWS), T) bool; a block where it is False adds nothing to any
-        gradient and need not be computed. Gradients in the inputs' dtype, rounded once; with a
+        gradient and need not be computed. entries stand in place of what the formula of `backward`
+        gives for them; their blocks are live. Gradients in the inputs' dtype, rounded once; with a
         group d_hidden is this rank's share alone, in the compute dtype.
         """
+        ...
+
+    def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        """Multiply gradients in the inputs' dtype in place by a 0-d factor; nothing to do by 1."""
         ...

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor  # of is_grads_batched
 
+from s2srm_kernels.checks import kept_dtype
 from s2srm_kernels.dispatch import define, engine_of, operator, refuse_second_order
 
 _NAME = "linear_loss_backward"
@@ -22,11 +23,10 @@ _Three = tuple[Tensor, Tensor, Tensor]
 def _reference(
     grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, *_: Any
 ) -> _Three:
-    return (
-        (d_hidden * grad_loss).to(hidden.dtype),
-        (d_weight * grad_loss).to(hidden.dtype),
-        (d_bias * grad_loss).to(hidden.dtype),
+    d_hidden, d_weight, d_bias = (
+        (d.to(grad_loss.dtype) * grad_loss).to(hidden.dtype) for d in (d_hidden, d_weight, d_bias)
     )
+    return d_hidden, d_weight, d_bias
 
 
 def _fake(
@@ -59,32 +59,31 @@ def save_gradients(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) ->
     ctx.save_for_backward(*output[-3:], *inputs[:3])
 
 
-def scale_gradients(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+def scale_gradients(impl: str, ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     """grad_loss times what `save_gradients` kept, in the inputs' dtype; None where not needed."""
     saved = ctx.saved_tensors  # once: a checkpoint gives them out no second time
     gradients, inputs = saved[:3], saved[3:]
-    if gradients[0].dtype == inputs[0].dtype and _is_last_and_one(grad_loss):
+    if gradients[0].dtype == inputs[0].dtype and _is_last(grad_loss):
         scaled = gradients
+        engine_of(impl).scale_(gradients, grad_loss)
     else:
         scaled = operator(_NAME, "reference")(grad_loss, *gradients, *inputs)
     needs = ctx.needs_input_grad[:3]
     return [g if need else None for g, need in zip(scaled, needs, strict=True)]
 
 
-def _is_last_and_one(grad_loss: Tensor) -> bool:
-    """Whether the kept gradients are the result and may be given away.
+def _is_last(grad_loss: Tensor) -> bool:
+    """Whether the kept gradients may be scaled in place and given away.
 
-    A gradient of the weight may be the largest tensor of a program: on the CPU, where looking at
-    the factor is free, `loss.backward()` makes no second copy of it. Whoever is handed a gradient
-    may write to it, so only a backward that releases the graph gives the kept ones away. Not while
-    torch.compile traces, nor for batched gradients: those have no value to look at.
+    A gradient of the weight may be the largest tensor of a program: `loss.backward()` makes no
+    second copy of it. Whoever is handed a gradient may write to it, so only a backward that
+    releases the graph gives the kept ones away. Not while torch.compile traces, nor for batched
+    gradients: those have no value to look at.
     """
     return (
         type(grad_loss) is Tensor
-        and grad_loss.device.type == "cpu"
         and not is_legacy_batchedtensor(grad_loss)
         and not torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
-        and float(grad_loss) == 1.0
     )
 
 
@@ -104,6 +103,12 @@ def wanted_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> lis
 def fits_in_forward(impl: str, hidden: Tensor, weight: Tensor, workspace_bytes: int | None) -> bool:
     """Whether the backend makes a loss's gradients in its forward."""
     return engine_of(impl).gradients_in_forward(hidden, weight, workspace_bytes)
+
+
+def keep(gradients: _Three, hidden: Tensor) -> _Three:
+    """Gradients in the dtype in which they wait for backward."""
+    d_hidden, d_weight, d_bias = (g.to(kept_dtype(hidden.dtype)) for g in gradients)
+    return d_hidden, d_weight, d_bias
 
 
 def fake_gradients(

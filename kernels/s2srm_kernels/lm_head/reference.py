@@ -21,17 +21,22 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.backward import no_gradients
+from s2srm_kernels.lm_head.backward import no_gradients, set_entries_, scale_on_host_
 from s2srm_kernels.lm_head.engine import (
+    ALL,
     FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
+    Draws,
+    Entries,
     RowStatistics,
     ThreeGradients,
     Upstream,
     UpstreamOf,
+    Wanted,
 )
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise, gumbel
 from s2srm_kernels.lm_head.statistics import merge
 
 TILE = 128
@@ -42,13 +47,19 @@ _LINE_BYTES = 64
 class ReferenceEngine:
     """`Engine` in plain PyTorch, on every device, in float32 or float64."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         problem = _Problem(head)
-        parts = [problem.at_target(problem.logits(rows), rows) for rows in problem.chunks()]
-        return _cat(parts, head)
+        wanted = head.columns[:, None] if columns is None else columns
+        parts = [at_columns(problem.logits(rows), wanted[rows]) for rows in problem.chunks()]
+        logits = torch.cat([head.weight.new_empty((0, wanted.shape[1]), dtype=head.dtype), *parts])
+        return logits.squeeze(1) if columns is None else logits
 
     def statistics(
-        self, head: Head, target_logits: Tensor | None, tiles: bool
+        self,
+        head: Head,
+        target_logits: Tensor | None,
+        tiles: bool,
+        wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
         problem = _Problem(head)
         packed: list[Tensor] = []
@@ -63,6 +74,25 @@ class ReferenceEngine:
             return empty, empty.new_empty(0, num_tiles(head)) if tiles else None
         return torch.cat(packed), torch.cat(tile_lse) if tiles else None
 
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        problem = _Problem(head)
+        none = head.weight.new_empty(0, dtype=head.dtype)
+        parts = [(none, head.rows[:0], none.view(0, 7))]
+        for rows in problem.chunks():
+            z = problem.logits(rows)
+            packed = problem.pack(z, rows, None)
+            perturbed = z = z[: len(packed)]
+            if noise is not None:
+                cut = Noise(noise.seeds[rows], noise.positions[rows])
+                perturbed = z + gumbel(cut, head.shard.offset, z.shape[1])
+            if suppressed is not None:
+                perturbed = perturbed.masked_fill(suppressed, -torch.inf)
+            columns = perturbed.argmax(dim=1)  # of equal maxima, the first
+            packed[:, 4:5] = z.gather(1, columns[:, None])
+            best = perturbed.gather(1, columns[:, None]).squeeze(1)
+            parts.append((best, columns, packed))
+        return Draws(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
     ) -> bool:
@@ -76,6 +106,8 @@ class ReferenceEngine:
         upstream_of: UpstreamOf,
         needs: Sequence[bool],
         workspace_bytes: int | None,
+        wanted: Wanted = ALL,
+        proportional: bool = False,
     ) -> tuple[RowStatistics, ThreeGradients]:
         problem = _Problem(head, workspace_bytes)
         sums = _Sums(problem, needs)
@@ -96,6 +128,7 @@ class ReferenceEngine:
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         problem = _Problem(head)
         sums = _Sums(problem, needs)
@@ -103,6 +136,8 @@ class ReferenceEngine:
             part = RowStatistics(*(field[rows] for field in statistics))
             cut = upstream.map(operator.itemgetter(rows))
             dz = problem.logit_gradients_(problem.logits(rows), rows, part, cut)
+            if entries is not None:
+                set_entries_(dz, entries, rows, 0)
             if live is not None:
                 dz.masked_fill_(~_expand_blocks(live, rows, dz.shape), 0)
             sums.add(rows, dz)
@@ -110,6 +145,9 @@ class ReferenceEngine:
         if head.shard.group is None:
             d_hidden = d_hidden.to(head.hidden.dtype)
         return d_hidden, d_weight.to(head.hidden.dtype), d_bias.to(head.hidden.dtype)
+
+    def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        scale_on_host_(gradients, factor)
 
 
 def num_tiles(head: Head) -> int:
@@ -123,6 +161,12 @@ def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
     if missing == 0:
         return values
     return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
+
+
+def at_columns(z: Tensor, columns: Tensor) -> Tensor:
+    """(P, V) logits at (r, K) columns -> (r, K), -inf where a column is -1."""
+    picked = z[: len(columns)].gather(1, columns.clamp(min=0))
+    return picked.masked_fill(columns < 0, -torch.inf)
 
 
 def empty_rows(num_rows: int, num_columns: int, like: Tensor) -> Tensor:
@@ -183,15 +227,9 @@ class _Problem:
             z /= head.temperature
         return z
 
-    def at_target(self, z: Tensor, rows: slice) -> Tensor:
-        """(P, V) logits -> (r,) those of the targets, -inf where another rank owns the target."""
-        column = self.head.columns[rows, None]
-        picked = z[: len(column)].gather(1, column.clamp(min=0))
-        return picked.masked_fill(column < 0, -torch.inf).squeeze(1)
-
     def pack(self, z: Tensor, rows: slice, target_logits: Tensor | None) -> Tensor:
         """(P, V) logits -> (r, 7) statistics of the chunk's r rows on this rank."""
-        target_logit = self.at_target(z, rows)
+        target_logit = at_columns(z, self.head.columns[rows, None]).squeeze(1)
         num_rows = len(target_logit)
         above = torch.zeros_like(target_logit)
         if target_logits is not None:
@@ -283,10 +321,6 @@ def _row_stride(num_columns: int, dtype: torch.dtype) -> int:
     """Elements from row to row of a matrix whose rows begin on cache lines."""
     line = _LINE_BYTES // dtype.itemsize
     return -(-num_columns // line) * line
-
-
-def _cat(parts: list[Tensor], head: Head) -> Tensor:
-    return torch.cat(parts) if parts else head.weight.new_empty(0, dtype=head.dtype)
 
 
 def _tile_lse(z: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.engine import FLOOR, Engine, RowStatistics
+from s2srm_kernels.lm_head.engine import FLOOR, Engine, RowStatistics, Wanted
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import all_gather, all_reduce_max_
 
 
 def row_statistics(
-    engine: Engine, head: Head, *, rank: bool = False, tiles: bool = False
+    engine: Engine, head: Head, wanted: Wanted, *, rank: bool = False, tiles: bool = False
 ) -> tuple[RowStatistics, Tensor | None]:
     """Statistics of all live rows and, with `tiles`, the (R, T) lse of this rank's tiles.
 
@@ -30,7 +30,7 @@ def row_statistics(
     target_logits = None
     if rank:
         target_logits = all_reduce_max_(engine.target_logits(head), head.shard)
-    packed, tile_lse = engine.statistics(head, target_logits, tiles)
+    packed, tile_lse = engine.statistics(head, target_logits, tiles, wanted)
     return merge(packed, head), tile_lse
 
 

@@ -29,13 +29,15 @@ from s2srm_kernels.checks import (
     check_whole,
     check_workspace,
     compute_dtype,
+    kept_dtype,
 )
 from s2srm_kernels.dispatch import choose, define_vocabulary, operator, refuse_second_order
 from s2srm_kernels.lm_head.backward import no_gradients, recompute_gradients
-from s2srm_kernels.lm_head.engine import Engine, RowStatistics, ThreeGradients, Upstream
+from s2srm_kernels.lm_head.engine import Engine, RowStatistics, ThreeGradients, Upstream, Wanted
 from s2srm_kernels.lm_head.gradients_in_forward import (
     fake_gradients,
     fits_in_forward,
+    keep,
     save_gradients,
     scale_gradients,
     wanted_gradients,
@@ -78,18 +80,20 @@ def _body(
     facts |= {"reduction": reduction, "label_smoothing, z_loss and skip_mass": values[2:]}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
     scale = _row_scale(head, row_weight, reduction)
+    wanted = Wanted(maximum=False, entropy=False, mean=label_smoothing != 0)
 
     def upstream_of(stats: RowStatistics, rows: slice) -> Upstream:
         return _upstream(stats.lse, scale[rows], label_smoothing, z_loss)
 
     if in_forward and head.num_live > 0:
         stats, gradients = engine.statistics_with_gradients(
-            head, upstream_of, needs, workspace_bytes
+            head, upstream_of, needs, workspace_bytes, wanted, proportional=not label_smoothing
         )
         skipped = torch.zeros_like(stats.max_logit)
         live = head.rows.new_empty((0, 0), dtype=torch.bool)
     else:
-        stats, live, skipped = statistics_and_plan(engine, head, skip_mass if skips else None)
+        budget = skip_mass if skips else None
+        stats, live, skipped = statistics_and_plan(engine, head, budget, wanted)
         gradients = no_gradients(head, needs if in_forward else [False] * 3)
     nll = -(1 - label_smoothing) * stats.logprobs
     if label_smoothing:
@@ -98,7 +102,13 @@ def _body(
         nll = nll + z_loss * stats.lse.square()
     losses = scale * nll
     loss = head.scatter(losses) if reduction == "none" else losses.sum()
-    return (loss, head.scatter(residual_of(stats)), live, head.scatter(skipped), *gradients)
+    return (
+        loss,
+        head.scatter(residual_of(stats)),
+        live,
+        head.scatter(skipped),
+        *keep(gradients, hidden),
+    )
 
 
 def _backward_body(
@@ -158,7 +168,8 @@ def _fake(
     *_, needs, in_forward = rest
     loss = hidden.new_empty((n,) if reduction == "none" else (), dtype=dtype)
     live = fake_plan(hidden, weight, skips)
-    gradients = fake_gradients(hidden, weight, needs if in_forward else [False] * 3, dtype)
+    kept = kept_dtype(hidden.dtype)
+    gradients = fake_gradients(hidden, weight, needs if in_forward else [False] * 3, kept)
     return (loss, fake_residual(hidden), live, hidden.new_empty(n, dtype=dtype), *gradients)
 
 
@@ -182,7 +193,7 @@ def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None
     if grad_loss is None:
         return (None,) * 13
     if ctx.gradients_made:
-        made = scale_gradients(ctx, grad_loss)
+        made = scale_gradients(impl, ctx, grad_loss)
     else:
         needs = [bool(need) for need in ctx.needs_input_grad[:3]]
         gradients = operator(_BACKWARD, impl)(grad_loss, *ctx.saved_tensors, *ctx.options, needs)

@@ -33,13 +33,15 @@ from s2srm_kernels.checks import (
     check_whole,
     check_workspace,
     compute_dtype,
+    kept_dtype,
 )
 from s2srm_kernels.dispatch import choose, define_vocabulary, operator
 from s2srm_kernels.lm_head.backward import no_gradients
-from s2srm_kernels.lm_head.engine import Engine, RowStatistics, Upstream
+from s2srm_kernels.lm_head.engine import Engine, RowStatistics, Upstream, Wanted
 from s2srm_kernels.lm_head.gradients_in_forward import (
     fake_gradients,
     fits_in_forward,
+    keep,
     save_gradients,
     scale_gradients,
     wanted_gradients,
@@ -140,6 +142,7 @@ def _body(
     if normalizer is None:
         normalizer = torch.tensor(max(head.num_live, 1))
     scale = 1 / normalizer.to(hidden.device, head.dtype)
+    wanted = Wanted(maximum=False, entropy=True, mean=False)
 
     def upstream_of(stats: RowStatistics, rows: slice) -> Upstream:
         logprobs = stats.logprobs
@@ -153,17 +156,17 @@ def _body(
 
     if in_forward and head.num_live > 0:
         stats, gradients = engine.statistics_with_gradients(
-            head, upstream_of, needs, workspace_bytes
+            head, upstream_of, needs, workspace_bytes, wanted, proportional=not with_entropy
         )
     else:
-        stats, _ = row_statistics(engine, head)
+        stats, _ = row_statistics(engine, head, wanted)
         gradients = no_gradients(head, needs if in_forward else [False] * 3)
     slope, entropy_slope, *_ = upstream_of(stats, slice(0, head.num_live))
     upstream = [slope, torch.zeros_like(slope) if entropy_slope is None else entropy_slope]
     loss, metrics = _loss_and_metrics(stats, inputs, kl_coef, entropy_coef)
     return (
         *(loss * scale, metrics, head.scatter(residual_of(stats))),
-        *(head.scatter(torch.stack(upstream, dim=1)), *gradients),
+        *(head.scatter(torch.stack(upstream, dim=1)), *keep(gradients, hidden)),
     )
 
 
@@ -194,7 +197,8 @@ def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, needs, in_forward = rest
     loss, metrics = hidden.new_empty((), dtype=dtype), hidden.new_empty(7, dtype=dtype)
     upstream = hidden.new_empty((hidden.shape[0], 2), dtype=dtype)
-    gradients = fake_gradients(hidden, weight, needs if in_forward else [False] * 3, dtype)
+    kept = kept_dtype(hidden.dtype)
+    gradients = fake_gradients(hidden, weight, needs if in_forward else [False] * 3, kept)
     return (loss, metrics, fake_residual(hidden), upstream, *gradients)
 
 
@@ -214,7 +218,7 @@ def _backward(impl: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None
     if grad_loss is None:
         return (None,) * 15
     if ctx.gradients_made:
-        made = scale_gradients(ctx, grad_loss)
+        made = scale_gradients(impl, ctx, grad_loss)
     else:
         *head, residual, upstream = ctx.saved_tensors
         slope, entropy_slope = (upstream * grad_loss).unbind(dim=1)

@@ -15,10 +15,11 @@ import importlib.metadata
 import importlib.util
 
 
-def register() -> None:
+def register() -> dict[str, str | None]:
     """Register the engine for CUDA tensors, and under the interpreter for CPU tensors.
 
-    ImportError, with the reason, without triton or with one older than 3.6.
+    ImportError, with the reason, without triton or with one older than 3.6; otherwise nothing is
+    missing.
     """
     if importlib.util.find_spec("triton") is None:
         raise ImportError("the triton package is not installed")
@@ -34,3 +35,4 @@ def register() -> None:
     implement("triton", "CUDA", engine)
     if INTERPRETED:
         implement("triton", "CPU", engine)
+    return {}

@@ -7,7 +7,8 @@ comes ready made (see _engine): a confident target, whose p is nearly 1, keeps i
 rounded once, to the dtype of the inputs, and goes into the products from there.
 
 `logit_gradients_kernel` makes the logits again; `stored_gradients_kernel` turns what the statistics
-stored, e^(z - reference), into dz in place. Neither has an atomic.
+stored, e^(z - reference), into dz in place. Where dz is proportional to p but for the target's
+entry, `set_targets_kernel` is all that is left to do: see engine. No atomics.
 """
 
 # "fp64": Triton would round the argument to float32 before a float64 kernel sees it.
@@ -25,7 +26,9 @@ from s2srm_kernels.triton.tiles import (
     exp,
     finish_logits,
     locate,
+    slope_of,
     split_tile,
+    store_part,
 )
 
 # Rows of the (6, R) coefficients.
@@ -64,14 +67,21 @@ def entries(
         dz += tl.load(coefficients + CONSTANT * num_rows)[:, None]
     if CAPPED:
         row_lse = tl.load(coefficients) + tl.load(coefficients + LOG_SUM * num_rows)
-        scale = tl.full((1, 1), temperature, logp.dtype) / tl.full((1, 1), softcap, logp.dtype)
-        capped = (logp + row_lse[:, None]) * scale
-        dz *= 1 - capped * capped
+        dz *= slope_of(logp + row_lse[:, None], softcap, temperature)
     at_target = tl.load(coefficients + AT_TARGET * num_rows)
     return tl.where(columns[None, :] == target[:, None], at_target[:, None], dz)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_row_blocks"])
+@triton.jit(
+    do_not_specialize=[
+        "num_rows",
+        "num_columns",
+        "first_column_id",
+        "num_row_blocks",
+        "num_column_blocks",
+        "live_stride",
+    ]
+)
 def logit_gradients_kernel(
     hidden,
     weight,
@@ -115,7 +125,7 @@ def logit_gradients_kernel(
 ):
     """gradients (R, C) of the C columns from first_column_id on, which weight and bias begin with.
 
-    HAS_LIVE: what stands in a block that is not live is left as it is.
+    HAS_LIVE: a block that is not live is zeros, and nothing is multiplied for it.
     """
     width: tl.constexpr = BLOCK_N // PARTS
     num_items = num_row_blocks * num_column_blocks
@@ -129,7 +139,6 @@ def logit_gradients_kernel(
             wanted = tl.load(live_blocks + block) != 0
         if wanted:
             rows = first_row + tl.arange(0, BLOCK_M)
-            live = rows < num_rows
             within = tl.minimum(rows, num_rows - 1)
             products = dot_tile(
                 hidden,
@@ -173,19 +182,32 @@ def logit_gradients_kernel(
                     HAS_CONSTANT,
                     CAPPED,
                 )
-                if TMA:
-                    dz = dz.to(gradients.dtype)
-                    gradients.store([first_row, first_column + i * width], dz)
-                else:
-                    place = gradients + rows.to(tl.int64)[:, None] * gradients_stride
-                    mask = live[:, None]
-                    if not EVEN_N:
-                        mask = mask & (part_columns < num_columns)[None, :]
-                    dz = dz.to(gradients.dtype.element_ty)
-                    tl.store(place + part_columns[None, :], dz, mask=mask)
+                store_part(
+                    gradients,
+                    dz,
+                    first_row,
+                    first_column + i * width,
+                    num_rows,
+                    num_columns,
+                    gradients_stride,
+                    TMA,
+                )
+        else:
+            nothing = tl.zeros((BLOCK_M, width), dtype=ACCUMULATOR)
+            for i in tl.static_range(PARTS):
+                store_part(
+                    gradients,
+                    nothing,
+                    first_row,
+                    first_column + i * width,
+                    num_rows,
+                    num_columns,
+                    gradients_stride,
+                    TMA,
+                )
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_columns"])
 def stored_gradients_kernel(
     stored,
     references,
@@ -232,3 +254,33 @@ def stored_gradients_kernel(
         CAPPED,
     )
     tl.store(place, dz.to(stored.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def set_targets_kernel(
+    matrix,
+    columns,
+    values,
+    num_rows,
+    matrix_stride,
+    BLOCK_R: tl.constexpr,
+):
+    """matrix[i, columns[i]] = values[i]; a row whose column is below 0 is left as it is."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    live = rows < num_rows
+    column = tl.load(columns + rows, mask=live, other=-1)
+    values = tl.load(values + rows, mask=live, other=0.0)
+    place = matrix + rows.to(tl.int64) * matrix_stride + column
+    tl.store(place, values.to(matrix.dtype.element_ty), mask=live & (column >= 0))
+
+
+@triton.jit
+def scale_kernel(gradient, factor, size, BLOCK: tl.constexpr, NUM_PROGRAMS: tl.constexpr):
+    """gradient (size,) *= factor (0-d), rounded once; untouched where the factor is 1."""
+    by = tl.load(factor)
+    if by != 1:
+        for start in tl.range(tl.program_id(0).to(tl.int64) * BLOCK, size, NUM_PROGRAMS * BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            value = tl.load(gradient + place, mask=place < size)
+            value = value.to(by.dtype) * by
+            tl.store(gradient + place, value.to(gradient.dtype.element_ty), mask=place < size)

@@ -65,22 +65,11 @@ def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool)
     if dtype == torch.float32:
         return Tile(64, 64, 16, 1, 8, 2)
     if family == "sm_80":
-        return Tile(128, 128, 32, 2, 8, 4)
-    stored = kernel == "stored_statistics"
+        return Tile(128, 128, 32, 8 if kernel == "statistics" else 2, 8, 4)
     if not descriptors:
-        parts = 4 if stored or family == "sm_90" else 2
-        return Tile(128, 128, 64, parts, 8, 3)
-    parts = 8 if stored else 4
+        return Tile(128, 128, 64, 8 if kernel == "statistics" else 4, 8, 3)
+    parts = 16 if kernel == "statistics" else 4
     return Tile(128, 256, 64, parts, 8, 3, descriptors=True)
-
-
-def product_tile(family: str, dtype: torch.dtype) -> Tile:
-    """The tile of a product with dead blocks."""
-    if family == INTERPRETER:
-        return Tile(128, 64, 128, 1, 4, 1)
-    if dtype in (torch.float32, torch.float64):
-        return Tile(64, 64, 16, 1, 4, 2)
-    return Tile(128, 128, 32 if family == "sm_80" else 64, 1, 8, 3)
 
 
 def split_columns(num_columns: int) -> int:

@@ -2,7 +2,12 @@
 
 A program takes one block of rows and one split of the columns, walks over the split's tiles with
 the statistics in registers, and writes one partial result per row. A second kernel merges the
-splits in their order: no atomics, and nothing depends on the number of rows.
+splits in their order: nothing depends on the number of rows. (The one atomic counts blocks of rows
+in integers.)
+
+The statistics are relative to a row's maximum so far or, FIXED, to a reference that is known before
+the product, the target's logit: then there is nothing to compare and nothing to rescale, and what
+is stored for the gradients is relative to one number per row.
 
 Left out: splits chosen by the number of rows, which would give a row other bits in another batch.
 """
@@ -17,13 +22,24 @@ import triton
 import triton.language as tl
 
 from s2srm_kernels.triton.tiles import (
+    FLOOR,
+    column_of,
     combine,
     dot_tile,
     exp,
+    exponent,
     finish_logits,
+    highest_of,
+    in_nats,
     locate,
-    part_statistics,
+    multiply_then_add,
+    power,
+    rounding_of,
+    scale_reference,
+    slope_of,
     split_tile,
+    store_part,
+    without_targets,
 )
 
 # Of a partial result: max, rest, weighted, shift, argmax, above.
@@ -99,12 +115,24 @@ def target_logits_kernel(
     tl.store(logits + rows, tl.where(owned, found, float("-inf")), mask=here)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_row_blocks"])
+@triton.jit(
+    do_not_specialize=[
+        "num_rows",
+        "num_columns",
+        "num_row_blocks",
+        "num_splits",
+        "num_tiles",
+    ]
+)
 def statistics_kernel(
     hidden,
     weight,
     bias,
+    columns,
     target_logits,
+    fixed_references,
+    active,
+    holds_target,
     partial,
     tile_lse,
     exponentials,
@@ -114,6 +142,7 @@ def statistics_kernel(
     depth,
     num_row_blocks,
     num_splits,
+    num_tiles,
     split_columns,
     hidden_stride,
     weight_stride_v,
@@ -126,12 +155,15 @@ def statistics_kernel(
     HAS_BIAS: tl.constexpr,
     CAPPED: tl.constexpr,
     SCALED: tl.constexpr,
+    FIXED: tl.constexpr,
+    ARGMAX: tl.constexpr,
     COUNT: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    MEAN: tl.constexpr,
     TILE_LSE: tl.constexpr,
     STORE: tl.constexpr,
-    FAST: tl.constexpr,
-    HEADROOM: tl.constexpr,
     STORE_SCALE: tl.constexpr,
+    FAST: tl.constexpr,
     TMA: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -142,139 +174,189 @@ def statistics_kernel(
     GROUP: tl.constexpr,
     NUM_PROGRAMS: tl.constexpr,
 ):
-    """partial (splits, 6, R): max, rest, weighted, shift, argmax, above, as in the merge.
+    """partial (splits, 6, R) of every split of the columns, see the two merges.
 
-    COUNT: number of logits above target_logits. TILE_LSE: tile_lse (T, R), the log-sum-exp of every
-    BLOCK_N columns. STORE: exponentials (R, V), e^(z - reference) * STORE_SCALE, for the gradients
-    of the same call; the reference of a row is its target_logits, or where a part of a tile
-    (BLOCK_N / PARTS columns) exceeds that by more than HEADROOM the part's maximum, and is written
-    to references (parts, R).
+    A row's exponentials e are relative to its largest logit so far or, FIXED, to fixed_references
+    (R,), which no logit exceeds by more than 80: near its target's logit. Their sum leaves out the
+    largest's own, 1, or the target's, so that the rest keeps its digits where one has nearly all of
+    the mass; not so for 16-bit inputs unless FIXED. holds_target (row blocks, T): in which parts of
+    a tile a row has its target, a bit each. active: how many blocks of rows there is work for, 0 or
+    more, then whether for each; the others are left alone.
+
+    ARGMAX, COUNT (logits above target_logits), ENTROPY (sum of e times its exponent), MEAN: which
+    fields are made. TILE_LSE: tile_lse (T, R), of every BLOCK_N columns. STORE: exponentials
+    (R, V), e * STORE_SCALE, FIXED times the softcap's slope and with any number for the target;
+    without FIXED references (T, R), what a tile's are relative to.
     """
     width: tl.constexpr = BLOCK_N // PARTS
     floor = tl.full((BLOCK_M,), lowest, ACCUMULATOR)
+    zeros = tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
+    lane = tl.arange(0, width)
+    # Of 16-bit inputs one logit's share need not be known better than to 2^-24.
+    EXACT: tl.constexpr = not (FAST or FIXED)
     num_items = num_row_blocks * num_splits
+    if tl.load(active) == 0:
+        num_items = 0
     for item in tl.range(tl.program_id(0), num_items, NUM_PROGRAMS):
         row_block, split = locate(item, num_row_blocks, num_splits, GROUP)
-        first_row = row_block * BLOCK_M
-        rows = first_row + tl.arange(0, BLOCK_M)
-        live = rows < num_rows
-        within = tl.minimum(rows, num_rows - 1)
-        start = split * split_columns
-        maximum, rest = floor, tl.full((BLOCK_M,), -1.0, ACCUMULATOR)
-        weighted = tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
-        sum_shift = weighted
-        above = tl.zeros((BLOCK_M,), dtype=tl.int32)
-        argmax = above + start
-        for first_column in tl.range(
-            start, tl.minimum(start + split_columns, num_columns), BLOCK_N
-        ):
-            products = dot_tile(
-                hidden,
-                weight,
-                first_row,
-                first_column,
-                within,
-                tl.minimum(first_column + tl.arange(0, BLOCK_N), num_columns - 1),
-                depth,
-                hidden_stride,
-                weight_stride_v,
-                weight_stride_d,
-                ACCUMULATOR,
-                TMA,
-                EVEN_K,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
-            )
-            parts = split_tile(products, BLOCK_M, BLOCK_N, PARTS)
-            if TILE_LSE:
-                tile_maximum, tile_sum = floor, tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
-            for i in tl.static_range(PARTS):
-                first = first_column + i * width
-                # Always so where V fills the tiles: but a branch keeps the compiler from mixing the
-                # parts, which would take more registers than there are.
-                if first < num_columns:
-                    part_columns = tl.arange(0, width)
-                    remaining = num_columns - first
+        if tl.load(active + 1 + row_block) != 0:
+            first_row = row_block * BLOCK_M
+            rows = first_row + tl.arange(0, BLOCK_M)
+            live = rows < num_rows
+            within = tl.minimum(rows, num_rows - 1)
+            start = split * split_columns
+            reference = floor
+            if FIXED:
+                reference = tl.load(fixed_references + within)
+            scaled = scale_reference(reference, lowest, FAST)
+            total, weighted, sum_shift = zeros, zeros, zeros
+            if EXACT:
+                total -= 1
+            above = tl.zeros((BLOCK_M,), dtype=tl.int32)
+            argmax = above + start
+            for first_column in tl.range(
+                start, tl.minimum(start + split_columns, num_columns), BLOCK_N
+            ):
+                products = dot_tile(
+                    hidden,
+                    weight,
+                    first_row,
+                    first_column,
+                    within,
+                    tl.minimum(first_column + tl.arange(0, BLOCK_N), num_columns - 1),
+                    depth,
+                    hidden_stride,
+                    weight_stride_v,
+                    weight_stride_d,
+                    ACCUMULATOR,
+                    TMA,
+                    EVEN_K,
+                    BLOCK_M,
+                    BLOCK_N,
+                    BLOCK_K,
+                )
+                parts = split_tile(products, BLOCK_M, BLOCK_N, PARTS)
+                holds = tl.load(holds_target + row_block * num_tiles + first_column // BLOCK_N)
+                remaining = num_columns - first_column
+                z = ()
+                for i in tl.static_range(PARTS):
+                    ids = first_column + tl.minimum(i * width + lane, remaining - 1)
+                    part = finish_logits(
+                        parts[i], bias, ids, softcap, temperature, HAS_BIAS, CAPPED, SCALED, FAST
+                    )
                     if not EVEN_N:
-                        bounded = first + tl.minimum(part_columns, remaining - 1)
+                        here = (i * width + lane < remaining)[None, :]
+                        part = tl.where(here, part, float("-inf"))
+                    z += (part,)
+                if COUNT:
+                    threshold = tl.load(target_logits + within)[:, None]
+                    # Of floats: a comparison and an addition, where integers take three.
+                    counts = tl.zeros((BLOCK_M, width), dtype=tl.float32)
+                    for i in tl.static_range(PARTS):
+                        counts += tl.where(z[i] > threshold, 1.0, 0.0)
+                    above += tl.sum(counts, axis=1).to(tl.int32)
+                if FIXED:
+                    holds = tl.load(holds_target + row_block * num_tiles + first_column // BLOCK_N)
+                    if holds != 0:
+                        target = tl.load(columns + within) - first_column
+                        z = without_targets(z, holds, target, reference - 1000, PARTS, width)
+                else:
+                    highest = highest_of(z, PARTS)
+                    top = tl.max(highest, axis=1)
+                    higher = top > reference
+                    if ARGMAX or EXACT:
+                        column = column_of(z, highest, top, PARTS, width)
+                        argmax = tl.where(higher, first_column + column, argmax)
+                    before = scaled
+                    reference = tl.maximum(reference, top)
+                    scaled = scale_reference(reference, lowest, FAST)
+                    delta = tl.maximum(before - scaled, FLOOR)
+                    decay = power(delta, FAST)
+                    if MEAN:
+                        sum_shift += (first_column - start) * (before - scaled)
+                    if EXACT:
+                        weighted = decay * (weighted + (total + 1) * delta)
+                        e_top = power(tl.maximum(top - reference, FLOOR), FAST)
+                        total = tl.where(higher, (total + 1) * decay, total + e_top)
                     else:
-                        bounded = first + part_columns
-                    z = finish_logits(
-                        parts[i],
-                        bias,
-                        bounded,
-                        softcap,
-                        temperature,
-                        HAS_BIAS,
-                        CAPPED,
-                        SCALED,
-                        FAST,
-                    )
-                    if not EVEN_N:
-                        z = tl.where((part_columns < remaining)[None, :], z, float("-inf"))
-                    if COUNT:
-                        threshold = tl.load(target_logits + within)
-                        above += tl.sum((z > threshold[:, None]).to(tl.int32), axis=1)
-                    reference = floor
-                    if STORE:
-                        reference = tl.load(target_logits + within)
-                    top, others, part_weighted, part_shift, part_argmax, reference, stored = (
-                        part_statistics(
-                            z,
-                            part_columns,
-                            floor,
-                            reference,
-                            remaining,
-                            HEADROOM,
-                            not EVEN_N,
-                            HAS_BIAS or not EVEN_N,
-                            FAST,
-                        )
-                    )
-                    if TILE_LSE:
-                        bigger = tl.maximum(tile_maximum, top)
-                        tile_sum = tile_sum * exp(tile_maximum - bigger, False)
-                        tile_sum += (1 + others) * exp(top - bigger, False)
-                        tile_maximum = bigger
-                    if STORE:
-                        scaled = stored * STORE_SCALE
-                        place = references + (first // width) * num_rows.to(tl.int64) + rows
-                        tl.store(place, reference, mask=live)
-                        if TMA:
-                            exponentials.store([first_row, first], scaled.to(exponentials.dtype))
-                        else:
-                            place = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride
-                            place += first + part_columns[None, :]
-                            mask = live[:, None] & (part_columns < remaining)[None, :]
-                            tl.store(place, scaled.to(exponentials.dtype.element_ty), mask=mask)
-                    maximum, rest, weighted, sum_shift, argmax = combine(
-                        maximum,
-                        rest,
-                        weighted,
-                        sum_shift,
-                        argmax,
-                        first - start,
-                        top,
-                        others,
-                        part_weighted,
-                        part_shift,
-                        part_argmax + first,
-                        tl.minimum(remaining, width),
-                    )
-            if TILE_LSE:
-                place = tile_lse + (first_column // BLOCK_N) * num_rows.to(tl.int64) + rows
-                tl.store(place, tile_maximum + tl.log(tile_sum), mask=live)
-        place = partial + split * FIELDS * num_rows.to(tl.int64) + rows
-        tl.store(place, maximum, mask=live)
-        tl.store(place + num_rows, rest, mask=live)
-        tl.store(place + 2 * num_rows, weighted, mask=live)
-        tl.store(place + 3 * num_rows, sum_shift, mask=live)
-        tl.store(place + 4 * num_rows, argmax.to(ACCUMULATOR), mask=live)
-        tl.store(place + 5 * num_rows, above.to(ACCUMULATOR), mask=live)
+                        weighted = decay * (weighted + total * delta)
+                        total *= decay
+                sums = tl.zeros((BLOCK_M, width), dtype=ACCUMULATOR)
+                weighted_sums, shifts = sums, sums
+                for i in tl.static_range(PARTS):
+                    first = first_column + i * width
+                    if EVEN_N or first < num_columns:
+                        x = exponent(z[i], scaled, FAST)
+                        if MEAN:
+                            here = (i * width + lane < remaining)[None, :]
+                            shifts += tl.where(here, x, 0.0)
+                        if HAS_BIAS or not EVEN_N:
+                            # A logit may be -inf.
+                            x = tl.maximum(x, FLOOR)
+                        e = power(x, FAST)
+                        if STORE:
+                            stored = e * STORE_SCALE
+                            if FIXED and CAPPED:
+                                stored *= slope_of(z[i], softcap, temperature)
+                            store_part(
+                                exponentials,
+                                stored,
+                                first_row,
+                                first,
+                                num_rows,
+                                num_columns,
+                                exponentials_stride,
+                                TMA,
+                            )
+                        if ENTROPY:
+                            weighted_sums = multiply_then_add(e, x, weighted_sums)
+                        if EXACT:
+                            e = tl.where(column[:, None] == (i * width + lane)[None, :], 0.0, e)
+                        sums += e
+                tile_sum = tl.sum(sums, axis=1)
+                total += tile_sum
+                if ENTROPY:
+                    weighted += tl.sum(weighted_sums, axis=1)
+                if MEAN:
+                    sum_shift += tl.sum(shifts, axis=1)
+                place = (first_column // BLOCK_N) * num_rows.to(tl.int64) + rows
+                if TILE_LSE:
+                    if EXACT:
+                        tile_sum += e_top
+                    growth = power(rounding_of(scaled, reference, FAST), FAST)
+                    tl.store(tile_lse + place, reference + tl.log(growth * tile_sum), mask=live)
+                if STORE and not FIXED:
+                    tl.store(references + place, in_nats(scaled, FAST), mask=live)
+            place = partial + split * FIELDS * num_rows.to(tl.int64) + rows
+            if FIXED:
+                tl.store(place + num_rows, total, mask=live)
+                if ENTROPY:
+                    tl.store(place + 2 * num_rows, weighted, mask=live)
+            else:
+                rest = total
+                if not EXACT:
+                    excess = rounding_of(scaled, reference, FAST)
+                    growth = power(excess, FAST)
+                    rest = growth * total - 1
+                    # Rounded, where one logit has all of the mass.
+                    rest = tl.where((rest < 0) & (rest > -0.5), 0.0, rest)
+                    weighted = in_nats(growth * (weighted + excess * total), FAST)
+                tl.store(place, reference, mask=live)
+                tl.store(place + num_rows, rest, mask=live)
+                if ENTROPY:
+                    tl.store(place + 2 * num_rows, weighted, mask=live)
+                if MEAN:
+                    if not EXACT:
+                        filled = tl.minimum(num_columns - start, split_columns)
+                        sum_shift = in_nats(sum_shift + filled * excess, FAST)
+                    tl.store(place + 3 * num_rows, sum_shift, mask=live)
+                if ARGMAX:
+                    tl.store(place + 4 * num_rows, argmax.to(ACCUMULATOR), mask=live)
+                if COUNT:
+                    tl.store(place + 5 * num_rows, above.to(ACCUMULATOR), mask=live)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "num_splits"])
 def merge_kernel(
     partial,
     columns,
@@ -286,18 +368,34 @@ def merge_kernel(
     split_columns,
     lowest: "fp64",
     ACCUMULATOR: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    COUNT: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    MEAN: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """(splits, 6, R) partial results -> (R, 7) statistics, one split after the other."""
+    """(splits, 6, R) partial results -> (R, 7) statistics, one split after the other.
+
+    partial: max, sum of the others, weighted, shift, argmax, above. What is not made is 0.
+    """
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = rows < num_rows
     maximum = tl.full((BLOCK_R,), lowest, ACCUMULATOR)
     rest = tl.full((BLOCK_R,), -1.0, ACCUMULATOR)
-    weighted = tl.zeros((BLOCK_R,), dtype=ACCUMULATOR)
-    sum_shift, argmax, above = weighted, weighted, weighted
+    zeros = tl.zeros((BLOCK_R,), dtype=ACCUMULATOR)
+    weighted, sum_shift, argmax, above = zeros, zeros, zeros, zeros
     place = partial + rows
     for split in tl.range(0, num_splits):
         first_column = split * split_columns
+        other_weighted, other_shift, other_argmax = zeros, zeros, zeros
+        if ENTROPY:
+            other_weighted = tl.load(place + 2 * num_rows, mask=live, other=0.0)
+        if MEAN:
+            other_shift = tl.load(place + 3 * num_rows, mask=live, other=0.0)
+        if ARGMAX:
+            other_argmax = tl.load(place + 4 * num_rows, mask=live, other=0.0)
+        if COUNT:
+            above += tl.load(place + 5 * num_rows, mask=live, other=0.0)
         maximum, rest, weighted, sum_shift, argmax = combine(
             maximum,
             rest,
@@ -307,13 +405,16 @@ def merge_kernel(
             first_column,
             tl.load(place, mask=live, other=0.0),
             tl.load(place + num_rows, mask=live, other=0.0),
-            tl.load(place + 2 * num_rows, mask=live, other=0.0),
-            tl.load(place + 3 * num_rows, mask=live, other=0.0),
-            tl.load(place + 4 * num_rows, mask=live, other=0.0),
+            other_weighted,
+            other_shift,
+            other_argmax,
             tl.minimum(num_columns - first_column, split_columns),
         )
-        above += tl.load(place + 5 * num_rows, mask=live, other=0.0)
         place += FIELDS * num_rows
+    if not MEAN:
+        sum_shift = zeros
+    if not ENTROPY:
+        weighted = zeros
     owned = tl.load(columns + rows, mask=live, other=-1) >= 0
     target_logit = tl.load(target_logits + rows, mask=live, other=0.0)
     # The target's logit is one of those whose maximum was taken; the bound is a matter of form.
@@ -326,3 +427,65 @@ def merge_kernel(
     tl.store(packed + 4, target_logit, mask=live)
     tl.store(packed + 5, argmax, mask=live)
     tl.store(packed + 6, above, mask=live)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+def add_kernel(
+    partial,
+    target_logits,
+    references,
+    packed,
+    far,
+    active,
+    num_rows,
+    num_splits,
+    lowest: "fp64",
+    limit: "fp64",
+    ACCUMULATOR: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    FAST: tl.constexpr,
+    FIRST: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Partial sums relative to fixed references -> (R, 7) statistics, field 0 the reference.
+
+    FIRST: far (R,) says which rows have more than `limit` times the mass of their reference, or a
+    sum that is not finite; active (1 + row blocks), zeros before, counts the blocks of BLOCK_R rows
+    that have any, and says which.
+    """
+    block = tl.program_id(0)
+    rows = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    live = rows < num_rows
+    total = tl.zeros((BLOCK_R,), dtype=ACCUMULATOR)
+    weighted = total
+    place = partial + rows
+    for _ in tl.range(0, num_splits):
+        total += tl.load(place + num_rows, mask=live, other=0.0)
+        if ENTROPY:
+            weighted += tl.load(place + 2 * num_rows, mask=live, other=0.0)
+        place += FIELDS * num_rows
+    reference = tl.load(references + rows, mask=live, other=0.0)
+    target_logit = tl.load(target_logits + rows, mask=live, other=0.0)
+    scaled = scale_reference(reference, lowest, FAST)
+    excess = rounding_of(scaled, reference, FAST)
+    growth = power(excess, FAST)
+    own = exp(target_logit - reference, False)
+    rest = growth * total + (own - 1)
+    weighted = in_nats(growth * (weighted + excess * (total + own)), FAST)
+    packed += rows.to(tl.int64) * 7
+    zeros = tl.zeros((BLOCK_R,), dtype=ACCUMULATOR)
+    tl.store(packed, reference, mask=live)
+    tl.store(packed + 1, rest, mask=live)
+    tl.store(packed + 2, weighted, mask=live)
+    tl.store(packed + 3, zeros, mask=live)
+    tl.store(packed + 4, target_logit, mask=live)
+    tl.store(packed + 5, zeros, mask=live)
+    tl.store(packed + 6, zeros, mask=live)
+    if FIRST:
+        # Not `>`: neither comparison holds of NaN.
+        is_far = ((rest <= limit) == 0) & live
+        tl.store(far + rows, is_far.to(tl.int8), mask=live)
+        any_far = tl.max(is_far.to(tl.int32), axis=0)
+        if any_far != 0:
+            tl.store(active + 1 + block, 1)
+            tl.atomic_add(active, 1)

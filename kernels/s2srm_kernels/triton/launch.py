@@ -15,65 +15,71 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Wanted
 from s2srm_kernels.triton import configs
-from s2srm_kernels.triton.backward import logit_gradients_kernel, stored_gradients_kernel
+from s2srm_kernels.triton.backward import (
+    logit_gradients_kernel,
+    scale_kernel,
+    set_targets_kernel,
+    stored_gradients_kernel,
+)
+from s2srm_kernels.triton.configs import Tile
 from s2srm_kernels.triton.forward import (
+    add_kernel,
     merge_kernel,
     statistics_kernel,
     target_logits_kernel,
 )
-from s2srm_kernels.triton.live_product import live_product_kernel
-from s2srm_kernels.triton.problem import OPTIONS, Problem
+from s2srm_kernels.triton.problem import OPTIONS, Problem, programs_on
 
 # Pieces of the tile of targets: a bit is the same in any number of them.
 TARGET_PARTS = 4
 MERGE_ROWS = 32
 MERGE_WARPS = 1
+ADD_WARPS = 4
 STORED_ROWS = 16
 STORED_WARPS = 4
+SET_ROWS = 256
+SCALE_BLOCK = 8192
+SCALE_WARPS = 8
 PARTIAL_FIELDS = 6
 PACKED_FIELDS = 7
+# A row whose sum relative to its target's logit is larger than e^40 is made again: up to there
+# e^(z - z_target), and the factor of the row that makes up for it, are far from the ends of what
+# bfloat16 can hold.
+FAR = math.exp(40)
 
 
 class Storage(NamedTuple):
     """What the statistics store for the gradients of the same rows.
 
-    exponentials (r, V): e^(z - reference) * scale in the inputs' dtype. references (parts, r): of
-    each part of a tile, `width` columns. headroom: how far a logit may lie above the reference.
+    exponentials (r, V): e^(z - reference) * scale in the inputs' dtype. references: of each row and
+    `width` columns (tiles, r), or of each row (r,).
     """
 
     exponentials: Tensor
     references: Tensor
     width: int
-    headroom: float
     scale: float
 
     @classmethod
-    def allocate(cls, problem: Problem, num_rows: int) -> Storage:
+    def allocate(cls, problem: Problem, num_rows: int, fixed: bool) -> Storage:
         """Uninitialised buffers; the rows of `exponentials` begin at multiples of 256 entries."""
-        width = part_width(problem)
+        width = problem.tile("stored_statistics").block_n
         exponentials = problem.hidden.new_empty(num_rows, storage_stride(problem.num_columns))[
             :, : problem.num_columns
         ]
-        references = problem.empty(-(-problem.num_columns // width), num_rows)
-        # float16 ends at 65504: everything relative to the part's own maximum, and small
-        # exponentials moved up from the subnormals. The others have room above the target's logit.
-        half = problem.hidden.dtype == torch.float16
-        headroom, scale = (-math.inf, 2.0**15) if half else (60.0, 1.0)
-        return cls(exponentials, references, width, headroom, scale)
+        num_tiles = -(-problem.num_columns // width)
+        references = problem.empty(*(() if fixed else (num_tiles,)), num_rows)
+        # float16 ends at 65504: small exponentials are moved up from the subnormals.
+        scale = 2.0**15 if problem.hidden.dtype == torch.float16 else 1.0
+        return cls(exponentials, references, width, scale)
 
     def rows(self, count: int) -> Storage:
         """The same for the first `count` rows alone."""
-        flat = self.references.flatten()[: self.references.shape[0] * count]
-        references = flat.view(self.references.shape[0], count)
+        shape = (*self.references.shape[:-1], count)
+        references = self.references.flatten()[: math.prod(shape)].view(shape)
         return self._replace(exponentials=self.exponentials[:count], references=references)
-
-
-def part_width(problem: Problem) -> int:
-    """Columns that share a reference."""
-    tile = problem.tile("stored_statistics")
-    return tile.block_n // tile.parts
 
 
 def storage_stride(num_columns: int) -> int:
@@ -81,8 +87,8 @@ def storage_stride(num_columns: int) -> int:
     return -(-num_columns // SKIP_COLUMNS) * SKIP_COLUMNS
 
 
-def target_logits(problem: Problem) -> Tensor:
-    """(R,) logits at the targets, -inf where another rank owns the target."""
+def target_logits(problem: Problem, columns: Tensor | None = None) -> Tensor:
+    """(R,) logits at the targets or at int32 `columns`, -inf where that is -1."""
     logits = problem.empty(problem.num_rows)
     tile = problem.tile("statistics")
     operands = problem.operands(tile, slice(None), slice(None), pointers=True)
@@ -90,7 +96,7 @@ def target_logits(problem: Problem) -> Tensor:
     _start(
         target_logits_kernel,
         grid,
-        columns=problem.columns,
+        columns=problem.columns if columns is None else columns,
         logits=logits,
         PARTS=TARGET_PARTS,
         **operands,
@@ -102,46 +108,24 @@ def statistics(
     problem: Problem,
     rows: slice,
     targets: Tensor,
-    count: bool,
+    wanted: Wanted,
+    count: bool = False,
     tile_lse: Tensor | None = None,
     storage: Storage | None = None,
+    active: Tensor | None = None,
 ) -> Tensor:
     """(r, 7) packed statistics of a slice of the rows, whose targets' logits are `targets`.
 
-    tile_lse (tiles of block_n columns, r) and storage are filled where given.
+    tile_lse (tiles of block_n columns, r) and storage are filled where given. active: see
+    statistics_kernel; in other blocks of rows the result is unset.
     """
     tile = problem.tile("statistics" if storage is None else "stored_statistics")
-    num_columns, num_rows = problem.num_columns, targets.shape[0]
-    split_columns = configs.split_columns(num_columns)
-    num_splits = -(-num_columns // split_columns)
-    num_row_blocks = -(-num_rows // tile.block_m)
-    partial = problem.empty(num_splits, PARTIAL_FIELDS, num_rows)
-    schedule = problem.schedule(tile, num_columns)
-    grid = (min(num_row_blocks * num_splits, schedule["NUM_PROGRAMS"]),)
-    _start(
-        statistics_kernel,
-        grid,
-        target_logits=targets,
-        partial=partial,
-        tile_lse=partial if tile_lse is None else tile_lse,
-        exponentials=problem.hidden
-        if storage is None
-        else problem.target(storage.exponentials, tile),
-        references=partial if storage is None else storage.references,
-        num_columns=num_columns,
-        num_row_blocks=num_row_blocks,
-        num_splits=num_splits,
-        split_columns=split_columns,
-        exponentials_stride=0 if storage is None else storage.exponentials.stride(0),
-        lowest=problem.lowest,
-        COUNT=count,
-        TILE_LSE=tile_lse is not None,
-        STORE=storage is not None,
-        HEADROOM=None if storage is None else storage.headroom,
-        STORE_SCALE=1.0 if storage is None else storage.scale,
-        **schedule,
-        **problem.operands(tile, rows, slice(None)),
-    )
+    num_rows, num_columns = targets.shape[0], problem.num_columns
+    fields = {"ARGMAX": wanted.maximum, "COUNT": count}
+    fields |= {"ENTROPY": wanted.entropy, "MEAN": wanted.mean}
+    if active is None:
+        active = all_active(problem, tile, num_rows)
+    partial = _partial(problem, rows, targets, targets, tile, active, storage, tile_lse, fields)
     packed = problem.empty(num_rows, PACKED_FIELDS)
     _start(
         merge_kernel,
@@ -152,19 +136,153 @@ def statistics(
         packed,
         num_rows,
         num_columns,
-        num_splits,
-        split_columns,
+        partial.shape[0],
+        configs.split_columns(num_columns),
         problem.lowest,
         ACCUMULATOR=problem.accumulator,
         BLOCK_R=MERGE_ROWS,
         num_warps=MERGE_WARPS,
+        **fields,
         **OPTIONS,
     )
     return packed
 
 
+def exponentials(
+    problem: Problem, rows: slice, targets: Tensor, entropy: bool, storage: Storage
+) -> Tensor:
+    """Store e^(z - reference), times the softcap's slope, of a slice of the rows.
+
+    storage.references (r,) becomes each row's target's logit or, where the row has more than FAR
+    times its mass, the row's maximum. Such rows are made again with their block, without waiting
+    for the device: where there are none, the kernels end at once. A row's bits do not depend on the
+    others in its block. Returns (r, 7) packed statistics whose field 0 is the reference; entropy:
+    field 2 is made too.
+    """
+    tile = problem.tile("stored_statistics")
+    num_rows = targets.shape[0]
+    storage.references.copy_(targets)
+    far = torch.empty(num_rows, dtype=torch.int8, device=targets.device)
+    again = torch.zeros(1 + -(-num_rows // tile.block_m), dtype=torch.int32, device=targets.device)
+    packed = problem.empty(num_rows, PACKED_FIELDS)
+    fields = {"ARGMAX": False, "COUNT": False, "ENTROPY": entropy, "MEAN": False}
+    active = all_active(problem, tile, num_rows)
+    partial = None
+    for first in (True, False):
+        if not first:
+            active = again
+            maxima = statistics(problem, rows, targets, Wanted(False, False, False), active=again)
+            references = torch.where(far != 0, maxima[:, 0], targets)
+            storage.references.copy_(references)
+        partial = _partial(
+            *(problem, rows, targets, storage.references, tile, active, storage, None, fields),
+            partial,
+        )
+        _start(
+            add_kernel,
+            (-(-num_rows // tile.block_m),),
+            partial,
+            targets,
+            storage.references,
+            packed,
+            far,
+            again,
+            num_rows,
+            partial.shape[0],
+            problem.lowest,
+            FAR,
+            ACCUMULATOR=problem.accumulator,
+            ENTROPY=entropy,
+            FAST=problem.fast,
+            FIRST=first,
+            BLOCK_R=tile.block_m,
+            num_warps=ADD_WARPS,
+            **OPTIONS,
+        )
+    return packed
+
+
+def all_active(problem: Problem, tile: Tile, num_rows: int) -> Tensor:
+    """Work for every block of rows; see statistics_kernel."""
+    size = 1 + -(-num_rows // tile.block_m)
+    return torch.ones(size, dtype=torch.int32, device=problem.hidden.device)
+
+
+def _partial(
+    problem: Problem,
+    rows: slice,
+    targets: Tensor,
+    fixed_references: Tensor,
+    tile: Tile,
+    active: Tensor,
+    storage: Storage | None,
+    tile_lse: Tensor | None,
+    fields: dict[str, bool],
+    partial: Tensor | None = None,
+) -> Tensor:
+    """(splits, 6, r) partial results of the active blocks of rows, written to `partial` if given.
+
+    Relative to fixed_references where the storage has one reference a row.
+    """
+    num_rows, num_columns = targets.shape[0], problem.num_columns
+    split_columns = configs.split_columns(num_columns)
+    num_splits = -(-num_columns // split_columns)
+    num_row_blocks = -(-num_rows // tile.block_m)
+    if partial is None:
+        partial = problem.empty(num_splits, PARTIAL_FIELDS, num_rows)
+    holds_target = _holds_target(problem, rows, tile, num_row_blocks)
+    schedule = problem.schedule(tile, num_columns)
+    _start(
+        statistics_kernel,
+        (min(num_row_blocks * num_splits, schedule["NUM_PROGRAMS"]),),
+        columns=problem.columns[rows],
+        target_logits=targets,
+        fixed_references=fixed_references,
+        active=active,
+        holds_target=holds_target,
+        partial=partial,
+        tile_lse=partial if tile_lse is None else tile_lse,
+        exponentials=problem.hidden
+        if storage is None
+        else problem.target(storage.exponentials, tile),
+        references=partial if storage is None else storage.references,
+        num_columns=num_columns,
+        num_row_blocks=num_row_blocks,
+        num_splits=num_splits,
+        num_tiles=holds_target.shape[1],
+        split_columns=split_columns,
+        exponentials_stride=0 if storage is None else storage.exponentials.stride(0),
+        lowest=problem.lowest,
+        FIXED=storage is not None and storage.references.dim() == 1,
+        TILE_LSE=tile_lse is not None,
+        STORE=storage is not None,
+        STORE_SCALE=1.0 if storage is None else storage.scale,
+        **fields,
+        **schedule,
+        **problem.operands(tile, rows, slice(None)),
+    )
+    return partial
+
+
+def _holds_target(problem: Problem, rows: slice, tile: Tile, num_row_blocks: int) -> Tensor:
+    """(row blocks, tiles of columns) int32: bit i where a row has its target in the i-th part."""
+    columns = problem.columns[rows].long()
+    width = tile.block_n // tile.parts
+    num_tiles = -(-problem.num_columns // tile.block_n)
+    size = num_row_blocks * num_tiles * tile.parts
+    block = torch.arange(columns.shape[0], device=columns.device) // tile.block_m
+    # Another rank's target goes into an entry behind the last.
+    place = block * (num_tiles * tile.parts) + columns // width
+    place = torch.where(columns < 0, size, place)
+    holds = torch.zeros(size + 1, dtype=torch.int32, device=columns.device)
+    holds.scatter_(0, place, 1)
+    bits = 2 ** torch.arange(tile.parts, dtype=torch.int32, device=columns.device)
+    holds = holds[:size].view(num_row_blocks, num_tiles, tile.parts) * bits
+    return holds.sum(dim=2, dtype=torch.int32)
+
+
 class Coefficients(NamedTuple):
-    """values (6, r) of the rows' dz (see triton._gradients), and which terms there are."""
+    """values (6, r) of the rows' dz (see backward), and which terms there are."""
 
     values: Tensor
     has_entropy: bool
@@ -191,7 +309,7 @@ def logit_gradients(
     live: Tensor | None,
     gradients: Tensor,
 ) -> None:
-    """Fill gradients (R, C) of a slice of the columns; where `live` is False nothing is written."""
+    """Fill gradients (R, C) of a slice of the columns, with zeros where `live` is False."""
     tile = problem.tile("gradients")
     num_rows, num_columns = gradients.shape
     num_row_blocks = -(-num_rows // tile.block_m)
@@ -243,45 +361,34 @@ def stored_gradients(
     )
 
 
-def live_product(
-    problem: Problem,
-    left: Tensor,
-    right: Tensor,
-    live: Tensor,
-    result: Tensor,
-    skip: tuple[int, int],
-    accumulate: bool,
-) -> None:
-    """result = or += left @ right over the live blocks of left, of `skip` rows and columns."""
-    tile = configs.product_tile(problem.family, left.dtype)
-    indices = live.logical_not().argsort(dim=1, stable=True).to(torch.int32).contiguous()
-    size_m, size_n = result.shape
-    grid = (-(-size_m // tile.block_m), -(-size_n // tile.block_n))
+def set_targets(problem: Problem, rows: slice, values: Tensor, matrix: Tensor) -> None:
+    """matrix[i, target of i] = values[i] of a slice of the rows."""
+    num_rows = values.shape[0]
     _start(
-        live_product_kernel,
-        grid,
-        left,
-        right,
-        result,
-        indices,
-        live.sum(dim=1, dtype=torch.int32),
-        size_m,
-        size_n,
-        left.shape[1],
-        indices.stride(0),
-        *left.stride(),
-        *right.stride(),
-        result.stride(0),
-        ACCUMULATOR=problem.accumulator,
-        ACCUMULATE=accumulate,
-        SKIP_M=skip[0],
-        SKIP_K=skip[1],
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        **OPTIONS,
+        set_targets_kernel,
+        (-(-num_rows // SET_ROWS),),
+        matrix,
+        problem.columns[rows],
+        values,
+        num_rows,
+        matrix.stride(0),
+        BLOCK_R=SET_ROWS,
+        num_warps=4,
+    )
+
+
+def scale_(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor, 0-d of the compute dtype; it is neither read nor written if that is 1."""
+    size, programs = gradient.numel(), 8 * programs_on(gradient.device)
+    _start(
+        scale_kernel,
+        (min(programs, -(-size // SCALE_BLOCK)),),
+        gradient,
+        factor,
+        size,
+        BLOCK=SCALE_BLOCK,
+        NUM_PROGRAMS=programs,
+        num_warps=SCALE_WARPS,
     )
 
 

@@ -21,6 +21,8 @@ FLOOR = tl.constexpr(-1000.0)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # More than any column: the index of a column that was not found.
 NO_COLUMN = tl.constexpr(2**30)
+# log2(e) as float32 holds it, and in any wider type the same number.
+LOG2E = tl.constexpr(1.44269502162933349609375)
 
 
 @triton.jit
@@ -39,7 +41,8 @@ def multiply_add(left, right, products):
     if INTERPRETED:
         block = tl.dot(left.to(tl.float64), right.to(tl.float64), out_dtype=tl.float64)
         return products + block.to(products.dtype)
-    return tl.dot(left, right, products, input_precision="ieee")
+    # Triton 3.6 takes float32 for granted unless it is told.
+    return tl.dot(left, right, products, input_precision="ieee", out_dtype=products.dtype)
 
 
 @triton.jit
@@ -112,6 +115,56 @@ def exp(x, FAST: tl.constexpr):
 
 
 @triton.jit
+def multiply_then_add(x, y, z):
+    """x * y + z, rounded once."""
+    if INTERPRETED:
+        return (x.to(tl.float64) * y + z).to(z.dtype)
+    return tl.fma(x, y, z)
+
+
+@triton.jit
+def scale_reference(reference, lowest, FAST: tl.constexpr):
+    """What `exponent` subtracts: the reference in nats, or FAST in powers of two; finite."""
+    if FAST:
+        scaled = tl.maximum(reference * LOG2E, tl.full((1,), lowest, reference.dtype))
+    else:
+        scaled = reference
+    return scaled
+
+
+@triton.jit
+def exponent(z, scaled, FAST: tl.constexpr):
+    """z - reference in the units of `scale_reference`, in one instruction."""
+    if FAST:
+        x = multiply_then_add(z, tl.full((1, 1), LOG2E, z.dtype), -scaled[:, None])
+    else:
+        x = z - scaled[:, None]
+    return x
+
+
+@triton.jit
+def power(x, FAST: tl.constexpr):
+    """e^(z - reference) from an `exponent`."""
+    return tl.exp2(x) if FAST else exp(x, False)
+
+
+@triton.jit
+def rounding_of(scaled, reference, FAST: tl.constexpr):
+    """How far an `exponent` is too low because the scaled reference was rounded."""
+    if FAST:
+        excess = scaled.to(tl.float64) - reference.to(tl.float64) * LOG2E
+    else:
+        excess = tl.zeros_like(reference)
+    return excess.to(reference.dtype)
+
+
+@triton.jit
+def in_nats(x, FAST: tl.constexpr):
+    """From the units of an `exponent`."""
+    return x * (1 / LOG2E) if FAST else x
+
+
+@triton.jit
 def tanh(x, FAST: tl.constexpr):
     """1 - 2 / (e^2x + 1), and unless FAST below 0.625 the series of Cephes (tanhf, tanh).
 
@@ -174,70 +227,71 @@ def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def split_tile(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """The tile in 1, 2, 4 or 8 pieces, left to right."""
+    """The tile in PARTS pieces, a power of two, left to right."""
     if PARTS == 1:
         parts = (z,)
-    elif PARTS == 2:
-        parts = halves(z, ROWS, COLUMNS)
-    elif PARTS == 4:
-        left, right = halves(z, ROWS, COLUMNS)
-        parts = halves(left, ROWS, COLUMNS // 2) + halves(right, ROWS, COLUMNS // 2)
     else:
-        tl.static_assert(PARTS == 8)
         left, right = halves(z, ROWS, COLUMNS)
-        a, b = halves(left, ROWS, COLUMNS // 2)
-        c, d = halves(right, ROWS, COLUMNS // 2)
-        first = halves(a, ROWS, COLUMNS // 4) + halves(b, ROWS, COLUMNS // 4)
-        parts = first + halves(c, ROWS, COLUMNS // 4) + halves(d, ROWS, COLUMNS // 4)
+        parts = split_tile(left, ROWS, COLUMNS // 2, PARTS // 2)
+        parts = parts + split_tile(right, ROWS, COLUMNS // 2, PARTS // 2)
     return parts
 
 
 @triton.jit
-def part_statistics(
-    z,
-    columns,
-    lowest,
-    reference,
-    num_columns,
-    HEADROOM: tl.constexpr,
-    MASKED: tl.constexpr,
-    CLAMPED: tl.constexpr,
-    FAST: tl.constexpr,
+def store_part(
+    matrix, part, first_row, first_column, num_rows, num_columns, stride, TMA: tl.constexpr
 ):
-    """Of each row: max, rest, sum of e (z - max), sum of z - max, argmax; reference, exponentials.
-
-    e = e^(z - max); the argmax's own term of the rest, which is 1, is left out. columns count from
-    0; MASKED: those from num_columns on are not there. CLAMPED: a logit may be -inf.
-
-    exponentials are e^(z - reference). HEADROOM None: the reference is the maximum. Otherwise it is
-    what was passed, unless the maximum lies further above it than HEADROOM.
-    """
-    maximum = tl.maximum(tl.max(z, axis=1), lowest)
-    argmax = tl.min(tl.where(z == maximum[:, None], columns[None, :], NO_COLUMN), axis=1)
-    if HEADROOM is None:
-        reference = maximum
+    """Store a piece of a tile, rounded to the matrix's dtype; what lies outside is dropped."""
+    if TMA:
+        matrix.store([first_row, first_column], part.to(matrix.dtype))
     else:
-        reference = tl.where(maximum - reference <= HEADROOM, reference, maximum)
-    shift = z - reference[:, None]
-    if MASKED:
-        sum_shift = tl.sum(tl.where(columns[None, :] < num_columns, shift, 0.0), axis=1)
-    else:
-        sum_shift = tl.sum(shift, axis=1)
-    if CLAMPED:
-        shift = tl.maximum(shift, FLOOR)
-    exponentials = exp(shift, FAST)
-    others = tl.where(columns[None, :] == argmax[:, None], 0.0, exponentials)
-    rest = tl.sum(others, axis=1)
-    weighted = tl.sum(others * shift, axis=1)
-    if HEADROOM is not None:
-        # From the reference to the maximum. Where the maximum lies so far below that the scale
-        # would overflow, the part has no mass that a row's sum could feel.
-        offset = reference - maximum
-        scale = exp(tl.minimum(offset, 60.0), False)
-        weighted = scale * (weighted + offset * rest)
-        rest *= scale
-        sum_shift += offset * tl.minimum(num_columns, columns.shape[0])
-    return maximum, rest, weighted, sum_shift, argmax, reference, exponentials
+        rows = first_row + tl.arange(0, part.shape[0])
+        columns = first_column + tl.arange(0, part.shape[1])
+        place = matrix + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
+        tl.store(place, part.to(matrix.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def highest_of(parts, PARTS: tl.constexpr):
+    """Elementwise maximum of the pieces of a tile."""
+    highest = parts[0]
+    for i in tl.static_range(1, PARTS):
+        highest = tl.maximum(highest, parts[i])
+    return highest
+
+
+@triton.jit
+def column_of(parts, highest, top, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Of each row the lowest column of the tile with its largest logit; more than any without."""
+    part = tl.full(highest.shape, PARTS - 1, tl.int32)
+    for i in tl.static_range(1, PARTS):
+        part = tl.where(parts[PARTS - 1 - i] == highest, PARTS - 1 - i, part)
+    column = part * WIDTH + tl.arange(0, WIDTH)[None, :]
+    return tl.min(tl.where(highest == top[:, None], column, NO_COLUMN), axis=1)
+
+
+@triton.jit
+def without_targets(parts, holds, target, nothing, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """The tile with `nothing` (R,) at each row's column `target`; bit i of holds: in part i."""
+    left = ()
+    for i in tl.static_range(PARTS):
+        part = parts[i]
+        if (holds >> i) & 1 != 0:
+            # Without it the compiler selects in every part of every tile.
+            tl.debug_barrier()
+            is_target = target[:, None] == (i * WIDTH + tl.arange(0, WIDTH))[None, :]
+            part = tl.where(is_target, nothing[:, None], part)
+        left += (part,)
+    return left
+
+
+@triton.jit
+def slope_of(z, softcap, temperature):
+    """The softcap's derivative at a finished logit."""
+    scale = tl.full((1, 1), temperature, z.dtype) / tl.full((1, 1), softcap, z.dtype)
+    capped = z * scale
+    return 1 - capped * capped
 
 
 @triton.jit

@@ -17,14 +17,14 @@ struct Grid {
   int resident;  // blocks at a time
   unsigned seed;
 
-  Offsets offsets() const { return {cu_seqlens, wide != 0}; }
+  CuSeqlens view() const { return {cu_seqlens, wide != 0}; }
 };
 
 Report prepare(const Grid& grid, std::vector<uint64_t>& words, int64_t* lengths) {
   Report report;
   for (uint64_t& word : words) word = ~uint64_t(0);  // left over from something else
   const int num_blocks = num_prepare_blocks(grid.num_sequences, int64_t(words.size()));
-  const PrepareArguments in{grid.offsets(), grid.num_sequences, words.data(),
+  const PrepareArguments in{grid.view(), grid.num_sequences, words.data(),
                             int64_t(words.size()), lengths, &report};
   emulator::launch(num_blocks, kPrepareThreads, grid.resident, grid.seed,
                    [=] { prepare_kernel<>(in); });
@@ -44,7 +44,7 @@ void run_gae(const Grid& grid, const void* rewards, const void* values, const vo
   const GaeArguments<T> in{static_cast<const T*>(rewards),
                            static_cast<const T*>(values),
                            static_cast<const T*>(bootstrap),
-                           grid.offsets(),
+                           grid.view(),
                            grid.num_sequences,
                            grid.num_rows,
                            num_tiles,
@@ -68,7 +68,7 @@ void run_rewards(const Grid& grid, const Diverges& diverges, const double* amoun
   const Report found = prepare(grid, words, divergence_index);
   report[0] = found.first, report[1] = found.descent[0], report[2] = found.last;
   const RewardsArguments<Diverges> in{diverges,
-                                      grid.offsets(),
+                                      grid.view(),
                                       grid.num_sequences,
                                       grid.num_rows,
                                       num_tiles,

@@ -1,0 +1,100 @@
+// What one instruction set offers for a tile of logits, behind plain function pointers.
+//
+// A tile is up to kTileColumns columns of the vocabulary by one panel of rows, stored column after
+// column: z[column * stride + row]. Rows lie side by side in the vector lanes, so every statistic
+// of a row is a vertical operation and a row never learns which other rows are in its panel: its
+// bits are the same in any batch. Nothing here knows of torch, threads or element types other than
+// float and double.
+#pragma once
+
+#include <cstdint>
+
+#include "../prefetch.h"
+
+namespace s2srm::lm_head {
+
+inline constexpr int64_t kTileColumns = 256;  // also the width of a block that may be skipped
+inline constexpr int64_t kBlockRows = 128;    // the height of a block that may be skipped
+inline constexpr int64_t kDepth = 128;        // terms of a sum made in registers, before memory
+inline constexpr int64_t kMaxPanel = 64;      // rows of the widest panel
+
+// Elements for a packed left-hand side: blocks of at most 8 rows.
+constexpr int64_t packed_size(int64_t rows, int64_t depth) { return (rows + 8) * depth; }
+
+// Running statistics of a panel, each an array of rows, `stride` elements apart.
+enum Statistic { kMax, kRest, kExpShift, kShift, kArgmax, kAbove, kNumStatistics };
+
+// What the gradients of a row's logits depend on, each an array of rows.
+template <class T>
+struct RowCoefficients {
+  const T* max_logit;
+  const T* log_sum;
+  const T* constant;      // factor of p
+  const T* entropy_slope; // factor of -p * (log p + entropy), or null
+  const T* entropy;
+  const T* uniform;       // added to every column
+  T softcap;              // 0: none
+  T temperature;
+};
+
+template <class T>
+struct TileKernels {
+  const char* name;
+  int64_t lanes;       // rows in a vector
+  int64_t panel;       // rows in a panel, a multiple of lanes that divides kBlockRows
+  int64_t block_rows;  // rows of the block of sums that a product keeps in registers
+
+  // c[i][j] (+)= sum over k < depth of a[i * a_stride + k] * b[k * panel + j]
+  // for i < rows and j < vectors * lanes; the sum runs in the order of k.
+  void (*product)(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
+                  const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch);
+
+  // The same with a packed by pack_transposed.
+  void (*product_packed)(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b,
+                         T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch);
+
+  // a[k * a_stride + i] for i < rows and k < depth -> packed_size(rows, depth) elements.
+  void (*pack_transposed)(int64_t rows, int64_t depth, const T* a, int64_t a_stride, T* out);
+
+  // z = softcap * tanh((z + bias) / softcap) / temperature in place; bias may be null.
+  void (*finish_logits)(int64_t columns, int64_t vectors, const T* bias, T softcap, T temperature,
+                        T* z);
+
+  // Statistics of the tile whose first column is `first_column`, merged behind those in `state`
+  // of `merged` columns (0: state is overwritten). target: (panel) logits to count above, or null.
+  // own: (kNumStatistics, panel) the tile's own, or null.
+  void (*statistics)(int64_t columns, int64_t vectors, const T* z, const T* target,
+                     int64_t first_column, int64_t merged, T* state, int64_t stride, T* own);
+
+  // state of `merged` columns, then later, of `added` columns -> state.
+  void (*merge)(int64_t vectors, int64_t merged, T* state, int64_t added, const T* later,
+                int64_t stride);
+
+  // The largest z + noise of `rows` rows of a panel, in the order of the columns after what `best`
+  // holds: (3, stride) perturbed logit, logit and column. seeds and positions (rows), or null for
+  // no noise; first_id: the first column's in the whole vocabulary; suppressed: by column, or null.
+  void (*draw)(int64_t columns, int64_t rows, const T* z, const int64_t* seeds,
+               const int64_t* positions, int64_t first_id, int64_t first_column,
+               const bool* suppressed, T* best, int64_t stride);
+
+  // Logits z[column * stride + row] -> their gradients in place, by the closed form of
+  // s2srm_kernels/lm_head/backward.py; the target's entry is not special.
+  void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
+                    int64_t stride);
+
+  // out[i * out_stride + j] = in[i * in_stride + j] for j < width, past the caches where that can
+  // be: for what is not read again soon.
+  void (*copy_far)(int64_t count, int64_t width, const T* in, int64_t in_stride, T* out,
+                   int64_t out_stride);
+
+  // For tests: the noise of one row, elementwise exp and tanh.
+  void (*noise)(int64_t seed, int64_t position, int64_t first_id, int64_t count, float* out);
+  void (*exp)(int64_t count, const T* x, T* y);
+  void (*tanh)(int64_t count, const T* x, T* y);
+};
+
+// The best that this processor can run, or the named one; null if there is no such.
+template <class T>
+const TileKernels<T>* tile_kernels(const char* name = nullptr);
+
+}  // namespace s2srm::lm_head

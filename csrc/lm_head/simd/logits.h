@@ -1,0 +1,56 @@
+// Logits from products, and their gradients. Included like lanes.h, after exp_tanh.h.
+
+template <class T>
+inline Vec<T> finish(Vec<T> z, T softcap, T temperature) {
+  if (softcap != 0) z = tanh_of<T>(z / softcap) * softcap;
+  if (temperature != 1) z = z / temperature;
+  return z;
+}
+
+template <class T>
+void finish_logits(int64_t columns, int64_t vectors, const T* bias, T softcap, T temperature,
+                   T* z) {
+  for (int64_t c = 0; c < columns; ++c)
+    for (int64_t j = 0; j < vectors; ++j) {
+      T* at = z + c * kPanel<T> + j * LanesOf<T>::count;
+      const Vec<T> value = bias == nullptr ? load<T>(at) : load<T>(at) + bias[c];
+      store<T>(at, finish<T>(value, softcap, temperature));
+    }
+}
+
+template <class T, bool entropic, bool capped>
+inline void column_gradients(int64_t vectors, const RowCoefficients<T>& rows, T* z, T* ahead) {
+  for (int64_t at = 0; at < vectors * LanesOf<T>::count; at += LanesOf<T>::count) {
+    __builtin_prefetch(ahead + at, 1);
+    const Vec<T> value = load<T>(z + at);
+    // lse itself is not subtracted: max and log_sum apart keep their digits under a large offset.
+    const Vec<T> logp = (value - load<T>(rows.max_logit + at)) - load<T>(rows.log_sum + at);
+    Vec<T> factor = load<T>(rows.constant + at);
+    if (entropic)
+      factor -= load<T>(rows.entropy_slope + at) *
+                (at_least<T>(logp, T(kFloor)) + load<T>(rows.entropy + at));
+    Vec<T> dz = fused(exp_of<T>(logp), factor, load<T>(rows.uniform + at));
+    if (capped) {
+      const Vec<T> share = value * (rows.temperature / rows.softcap);
+      dz *= T(1) - share * share;
+    }
+    store<T>(z + at, dz * (T(1) / rows.temperature));
+  }
+}
+
+template <class T>
+void gradients(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
+               int64_t stride) {
+  const bool entropic = rows.entropy_slope != nullptr, capped = rows.softcap != 0;
+  for (int64_t c = 0; c < columns; ++c, z += stride) {
+    T* ahead = z + std::min<int64_t>(4, columns - 1 - c) * stride;
+    if (!entropic && !capped)
+      column_gradients<T, false, false>(vectors, rows, z, ahead);
+    else if (!capped)
+      column_gradients<T, true, false>(vectors, rows, z, ahead);
+    else if (!entropic)
+      column_gradients<T, false, true>(vectors, rows, z, ahead);
+    else
+      column_gradients<T, true, true>(vectors, rows, z, ahead);
+  }
+}

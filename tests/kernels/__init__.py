@@ -1,0 +1,1 @@
+"""Tests of s2srm_kernels. naive: what every operation is compared with."""
