@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cpu" if chosen.dry_run else "cuda")
     common = environment(device)
-    folder: Path = chosen.out or (LOGS / "dry" if chosen.dry_run else RESULTS)
-    out: Path = (chosen.out or LOGS).resolve()
+    out: Path = (chosen.out or (LOGS / "dry" if chosen.dry_run else LOGS)).resolve()
+    folder: Path = out if chosen.out or chosen.dry_run else RESULTS
     print(f"{common['device']}, torch {common['torch']}, triton {common['triton']}", flush=True)
     stages: list[Stage] = []
     lines: list[str] = []
@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs = out / "logs" if chosen.dry_run else LOGS
         places = () if chosen.dry_run else (LOGS, RESULTS / "gpu")
         runner = Runner(logs, chosen.budget or kernels.BUDGET_S, chosen.dry_run)
-        journal = Journal(chosen.out or folder / "gpu", common, places, copies=logs)
+        home = RESULTS / "gpu" if folder == RESULTS else folder
+        journal = Journal(home, common, places, copies=logs)
         steps = Steps(runner, journal, device.type, chosen.again)
         found, failed = kernels.run_all(steps, wanted)
         stages += found

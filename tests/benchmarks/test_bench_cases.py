@@ -14,8 +14,8 @@ from benchmarks.rows import read_cases
 COMMON = {"device": "CPU X", "sources": "abc", "command": "c", "date": "d", "torch": "2.11"}
 
 
-def made(tmp_path, run="now", part="p"):
-    return Cases(tmp_path / "rows.jsonl", part, COMMON, run)
+def made(tmp_path, run="now", part="p", again=False):
+    return Cases(tmp_path / "rows.jsonl", part, COMMON, run, again)
 
 
 def ended(tmp_path):
@@ -67,6 +67,9 @@ def test_what_passed_is_not_run_again_and_what_failed_is_by_another_command(tmp_
     assert ran == ["good", "bad", "absent", "bad", "absent"]
     assert made(tmp_path, "tuesday", part="other").run_all(cases[:1]) == 0
     assert ran[5:] == ["good"]
+    for _ in range(2):
+        assert made(tmp_path, "wednesday", again=True).run_all(cases[:1]) == 0
+    assert ran[6:] == ["good"], "once in that command, whose first process may have died"
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_tests_run_side_by_side_and_those_that_need_the_whole_gpu_alone(steps, s
     stand_in()
     shared, whole = run_tests(steps)
     assert "-m not whole_gpu -n 4" in shared.detail
+    assert "--ignore tests/gpu/test_gpu_attention.py" in shared.detail, "the trainer's packages"
     assert "-m whole_gpu" in whole.detail and "-n" not in whole.detail.split()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import CUT_SHORT, RESTART
+from benchmarks.gpu import comparison
 from benchmarks.gpu import steps as steps_module
 from benchmarks.gpu.journal import Journal, key_of
 from benchmarks.gpu.runner import Runner, Stage, table
@@ -64,6 +65,20 @@ def test_a_step_that_passed_is_not_run_again_unless_asked(steps, tmp_path):
     assert mark.read_text() == "xxxx"
     again(steps, again=["compare"]).step("sweep-one", program, limit_s=30)
     assert mark.read_text() == "xxxx"
+
+
+def test_again_reaches_the_program_and_the_comparison(steps, monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(
+        Steps, "step", lambda self, name, command, **options: commands.append(command)
+    )
+    entry = comparison.Entry("compare-x", ("--op", "gae"), ("quack",))
+    for names, expected in (((), False), (("smoke", "compare"), True)):
+        some = again(steps, again=names)
+        some.program("smoke", "--shapes", "tiny", limit_s=1.0, name="smoke-small")
+        comparison._run(some, entry, 1.0)
+        assert ("--again" in commands[-2]) == expected
+        assert ("--resume" in commands[-1]) != expected
 
 
 @pytest.mark.parametrize("death", ["os.kill(os.getpid(), 11)", f"sys.exit({RESTART})"])
