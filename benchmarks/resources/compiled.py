@@ -95,8 +95,7 @@ def read_cubin(cubin: bytes, variant: Variant, dynamic_shared: int) -> Resources
 def _epilogue_cycles(code: str, num_warps: int) -> tuple[int, int]:
     """Of the longest epilogue: cycles of issue, and of the busiest pipe.
 
-    num_warps: those that share a tile. Where warps are specialised they are the warps of the
-    launch, a partition of consumers as many.
+    num_warps: those that share a tile, in a kernel with specialised warps too.
     """
     found = sass.epilogues(code)
     if not found:
