@@ -51,7 +51,7 @@ def test_the_representatives_keep_their_limits_and_are_as_recorded():
 @pytest.fixture(scope="module")
 def samples():
     """What was read of each kernel of compile_samples."""
-    done = run("tests/kernels/compile_samples.py")
+    done = run("-m", "tests.kernels.compile_samples")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -79,7 +79,7 @@ def test_a_kernel_that_breaks_a_limit_is_found(samples, name, found):
         assert read["matrix"].startswith({"80": "HMMA", "90": "HGMMA", "100": "UTC"}[name[5:]])
         # Two operands of 128 x 64 in a ring of stages, or one more or less of each.
         assert 2 * 2**15 <= read["shared"] <= 4 * 2**15
-    assert (read["issue"] is not None) == (name == "good-90" or name == "oversized")
+    assert (read["issue"] is not None) == (name in ("good-90", "oversized"))
 
 
 @pytest.mark.parametrize(
