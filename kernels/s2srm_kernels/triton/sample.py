@@ -175,7 +175,7 @@ def sample_kernel(
                 perturbed += (z,)
             highest = highest_of(perturbed, PARTS)
             top = tl.max(highest, axis=1)
-            found = column_of(perturbed, highest, top, lane, PARTS, width)
+            found = column_of(perturbed, highest, top, PARTS, width)
             column = tl.where(top > largest, first_column + found, column)
             largest = tl.maximum(largest, top)
         place = split * num_rows.to(tl.int64) + rows
