@@ -15,8 +15,6 @@ a few rows hides, and any slice of the vocabulary may begin anywhere.
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -184,7 +182,7 @@ def sample_kernel(
 
 
 def draw(problem: Problem, noise: Noise | None, suppressed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(R,) the largest perturbed logit of every row and its column, int64; of equal ones the lowest."""
+    """(R,) largest perturbed logits, and their columns, int64; of equal ones the lowest."""
     tile = problem.tile("statistics")
     num_rows, num_columns = problem.num_rows, problem.num_columns
     split_columns = configs.split_columns(num_columns)
