@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from s2srm.engine.deepspeed_engine import REDUCE_BUCKET_ELEMENTS
+
 FLOAT32 = 4
 MOMENTS = {"adamw": 2, "sgd": 0}
 """float32 numbers that an optimiser keeps for each parameter."""
@@ -49,10 +51,10 @@ class Holding:
 
 @dataclass(frozen=True)
 class ZeroSizes:
-    """DeepSpeed's settings of sizes, in elements; these defaults are DeepSpeed's own. The bucket is
-    never larger than the model (engine.deepspeed_engine)."""
+    """DeepSpeed's settings of sizes, in elements; all but the bucket are its own defaults. The
+    bucket is never larger than the model."""
 
-    reduce_bucket: int = 500_000_000
+    reduce_bucket: int = REDUCE_BUCKET_ELEMENTS
     prefetch_bucket: int = 50_000_000
     max_live: int = 1_000_000_000
     max_reuse: int = 1_000_000_000
