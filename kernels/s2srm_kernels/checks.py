@@ -138,7 +138,7 @@ def check_main_grad(main_grad: Tensor, weight: Tensor) -> None:
     check_tensors("main_grad", main_grad=main_grad)
     if hasattr(weight, "to_local"):
         raise ValueError("main_grad must be None where weight is a DTensor, got a tensor")
-    if not isinstance(main_grad, Tensor) or main_grad.shape != weight.shape:
+    if main_grad.shape != weight.shape:
         raise ValueError(
             f"main_grad must have weight's shape {tuple(weight.shape)}, got "
             f"{tuple(main_grad.shape)}"
@@ -211,7 +211,7 @@ def assert_on_device(condition: Tensor, message: str) -> None:
     can hold it.
     """
     try:
-        torch._assert_async(condition, message)
+        torch._assert_async(condition, message)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     except RuntimeError as error:
         if condition.device.type != "cpu":
             raise

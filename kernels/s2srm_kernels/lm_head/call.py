@@ -9,7 +9,7 @@ reads a tensor's data.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch.distributed as dist
 from torch import Tensor
@@ -28,6 +28,20 @@ from s2srm_kernels.lm_head.gathering import gather_head
 from s2srm_kernels.lm_head.gradients_in_forward import wanted_gradients
 from s2srm_kernels.lm_head.operation import Inputs
 from s2srm_kernels.lm_head.shards import group_name
+from s2srm_kernels.options import Number
+
+
+class HeadKeywords(TypedDict, total=False):
+    """What every vocabulary operation with targets may be told, for the types of its overloads."""
+
+    bias: Tensor | None
+    softcap: Number | None
+    temperature: Number
+    ignore_index: int
+    num_live: int | None
+    vocab_group: dist.ProcessGroup | None
+    process_group: dist.ProcessGroup | None
+    impl: str
 
 
 class Call(NamedTuple):

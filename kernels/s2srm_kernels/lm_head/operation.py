@@ -96,12 +96,13 @@ def define_operation(
     fake: Callable[[Inputs, Own], Results],
     *,
     save: Callable[[Any, Inputs, Own, Results], None] | None = None,
-    backward: Callable[[str, Any, Results], Sequence[Tensor | None]] | None = None,
+    backward: Callable[[str, Any, Any], Sequence[Tensor | None]] | None = None,
 ) -> Run[Own, Results]:
     """Define the operator `s2srm::name` for every backend; returns the function that calls it.
 
-    save(ctx, inputs, own, results) keeps what backward(impl, ctx, grads) needs, which returns the
-    gradients of hidden, weight and bias. Without them a gradient is an error.
+    save(ctx, inputs, own, results) keeps what backward(impl, ctx, grads) needs, which is told the
+    gradients of the results, each None where there is none, and returns those of hidden, weight and
+    bias. Without them a gradient is an error.
     """
     hints = get_type_hints(body)
     own_type, results_type = hints["own"], hints["return"]

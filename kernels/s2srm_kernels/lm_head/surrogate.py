@@ -35,18 +35,24 @@ class Terms(NamedTuple):
     bounded: Tensor
 
 
-class Surrogate(NamedTuple):
-    """(R,) old log-probabilities and advantages of the live rows, and the scalars of the clip.
+class Clip(NamedTuple):
+    """The scalars; infinity is no bound."""
 
-    A bound of infinity is none. lengths (B,): live rows of each sequence, at their level.
+    low: float
+    high: float
+    dual: float
+    max_log_ratio: float
+
+
+class Surrogate(NamedTuple):
+    """(R,) old log-probabilities and advantages of the live rows.
+
+    lengths (B,): live rows of each sequence, at the level of sequences.
     """
 
     old: Tensor
     advantages: Tensor
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-    max_log_ratio: float
+    clip: Clip
     lengths: Tensor | None
 
     def terms(self, logprobs: Tensor, rows: slice) -> Terms:
@@ -55,10 +61,10 @@ class Surrogate(NamedTuple):
         log_ratio, bounded = self.bounded(self.mean(logprobs - self.old[rows]))
         ratio = log_ratio.exp()
         unclipped = ratio * advantages
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
+        clipped = ratio.clamp(1 - self.clip.low, 1 + self.clip.high) * advantages
         objective, clips = torch.minimum(unclipped, clipped), clipped < unclipped
-        if self.dual_clip != math.inf:
-            floor = self.dual_clip * advantages
+        if self.clip.dual != math.inf:
+            floor = self.clip.dual * advantages
             lifted = (advantages < 0) & (floor > objective)
             objective, clips = torch.where(lifted, floor, objective), clips | lifted
         return Terms(ratio, objective, clips, bounded)
@@ -71,7 +77,7 @@ class Surrogate(NamedTuple):
 
     def bounded(self, difference: Tensor) -> tuple[Tensor, Tensor]:
         """(clamped to [-max_log_ratio, max_log_ratio], True where that binds)."""
-        bound = self.max_log_ratio
+        bound = self.clip.max_log_ratio
         return difference.clamp(-bound, bound), difference.abs() > bound
 
     def mean(self, values: Tensor) -> Tensor:

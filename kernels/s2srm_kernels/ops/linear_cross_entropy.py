@@ -161,7 +161,7 @@ def _save(ctx: Any, inputs: Inputs, own: _Arguments, results: _Results) -> None:
         save_values(ctx, *kept, *inputs)
 
 
-def _backward(impl: str, ctx: Any, grads: _Results) -> tuple[Tensor | None, ...]:
+def _backward(impl: str, ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
     if grads.loss is None:
         return (None, None, None)
     if ctx.gradients_made:

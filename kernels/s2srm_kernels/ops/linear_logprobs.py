@@ -10,7 +10,7 @@ Cross-Entropy (arXiv 2411.09009), without its filter.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
 from s2srm_kernels.lm_head.backward import recompute_gradients
-from s2srm_kernels.lm_head.call import prepare
+from s2srm_kernels.lm_head.call import HeadKeywords, prepare
 from s2srm_kernels.lm_head.engine import Engine, ThreeGradients, Upstream, Wanted
 from s2srm_kernels.lm_head.extra_ids import (
     extra_fact,
@@ -144,7 +144,7 @@ def _save(ctx: Any, inputs: Inputs, own: _Arguments, results: _Results) -> None:
     save_values(ctx, own.with_entropy, results.residual, results.live, *extra, *inputs)
 
 
-def _backward(impl: str, ctx: Any, grads: _Results) -> ThreeGradients:
+def _backward(impl: str, ctx: Any, grads: Any) -> ThreeGradients:
     with_entropy, residual, live, ids, extra, *values = saved_values(ctx)
     grad_logprobs = grads.logprobs
     if grad_logprobs is None:
@@ -159,12 +159,31 @@ run_backward = define_backward(_BACKWARD, _backward_body, fake_gradients)
 _run = define_operation(_NAME, _body, _fake, save=_save, backward=_backward)
 
 
+class _Keywords(HeadKeywords, total=False):
+    with_entropy: bool
+    skip_mass: Number
+    skip_report: SkipReport | None
+    main_grad: Tensor | None
+
+
 @overload
 def linear_logprobs(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, extra_ids: Tensor, **options: Any
-) -> LogprobsAtIds: ...
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: None = None,
+    **keywords: Unpack[_Keywords],
+) -> Logprobs: ...
 @overload
-def linear_logprobs(hidden: Tensor, weight: Tensor, target: Tensor, **options: Any) -> Logprobs: ...
+def linear_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: Tensor,
+    **keywords: Unpack[_Keywords],
+) -> LogprobsAtIds: ...
 def linear_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -224,8 +243,8 @@ def linear_logprobs(
 
     vocab_group (process_group is another name of it): every rank passes the same rows and its
     contiguous slice of `weight` and `bias` in rank order (slices may differ in size); targets are
-    ids of the whole vocabulary. Forward makes one all-gather of statistics (and one of the slice sizes), backward all-reduces the hidden
-    gradient. The operator is opaque to torch.compile, collectives included.
+    ids of the whole vocabulary. Forward makes one all-gather of statistics (and one of the slice
+    sizes), backward all-reduces the hidden gradient. The operator is opaque to torch.compile, collectives included.
 
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
     or extra id out of range (naming the row; on CUDA the targets' check shares the operator's one

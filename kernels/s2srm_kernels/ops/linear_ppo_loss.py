@@ -40,7 +40,7 @@ from s2srm_kernels.lm_head.gradients_in_forward import (
 )
 from s2srm_kernels.lm_head.operation import Inputs, define_operation, save_values, saved_values
 from s2srm_kernels.lm_head.statistics import fake_residual, residual_of, row_statistics
-from s2srm_kernels.lm_head.surrogate import Surrogate, live_lengths
+from s2srm_kernels.lm_head.surrogate import Clip, Surrogate, live_lengths
 from s2srm_kernels.ops.linear_logprobs import BackwardArguments, run_backward
 from s2srm_kernels.options import Number, may_be_nonzero, pack_options
 
@@ -165,7 +165,7 @@ def _body(engine: Engine, inputs: Inputs, own: _Arguments) -> _Results:
     old, advantages = (t[head.rows].to(head.dtype) for t in (own.old_logprobs, own.advantages))
     weight = head.live(own.row_weight)
     loss = _Loss(
-        Surrogate(old, advantages, *clip, lengths),
+        Surrogate(old, advantages, Clip(*clip), lengths),
         head.live(own.ref_logprobs),
         torch.ones_like(old) if weight is None else weight,
         _inverse(own.normalizer, head.num_live, head.dtype),
@@ -219,7 +219,7 @@ def _save(ctx: Any, inputs: Inputs, own: _Arguments, results: _Results) -> None:
         save_values(ctx, own.entropy_gradient, results.residual, results.upstream, *inputs)
 
 
-def _backward(impl: str, ctx: Any, grads: _Results) -> tuple[Tensor | None, ...]:
+def _backward(impl: str, ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
     if grads.loss is None:
         return (None, None, None)
     if ctx.gradients_made:

@@ -155,8 +155,9 @@ def linear_sample(
     2 e, so below 1e-5 for logits of size 10 in float32.
 
     vocab_group (process_group is another name of it): every rank passes the same rows, seeds and
-    positions, and its contiguous slice of `weight`, `bias` and a mask, in rank order; suppressed ids are those of the whole vocabulary.
-    Two all-gathers, one of statistics and one of draws (and one of the slice sizes).
+    positions, and its contiguous slice of `weight`, `bias` and a mask, in rank order; suppressed
+    ids are those of the whole vocabulary. Two all-gathers, one of statistics and one of draws (and
+    one of the slice sizes).
 
     ValueError: a bad shape, dtype, device or option, an `impl` that is not available, a suppressed
     id out of range, or no id left to draw.

@@ -12,13 +12,13 @@ No gradient. Source: the statistics are the monoid of online softmax (Milakov an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, Unpack, overload
 
 import torch.distributed as dist
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.call import prepare
+from s2srm_kernels.lm_head.call import HeadKeywords, prepare
 from s2srm_kernels.lm_head.engine import Engine, Wanted
 from s2srm_kernels.lm_head.extra_ids import extra_fact, extra_logprobs, flat_ids, live_ids
 from s2srm_kernels.lm_head.operation import Inputs, define_operation
@@ -91,12 +91,22 @@ _run = define_operation(_NAME, _body, _fake)
 
 @overload
 def linear_token_stats(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, extra_ids: Tensor, **options: Any
-) -> TokenStatsAtIds: ...
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: None = None,
+    **keywords: Unpack[HeadKeywords],
+) -> TokenStats: ...
 @overload
 def linear_token_stats(
-    hidden: Tensor, weight: Tensor, target: Tensor, **options: Any
-) -> TokenStats: ...
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: Tensor,
+    **keywords: Unpack[HeadKeywords],
+) -> TokenStatsAtIds: ...
 def linear_token_stats(
     hidden: Tensor,
     weight: Tensor,
