@@ -23,7 +23,7 @@ def samples(grad):
     hidden, weight, bias, target = naive.make(9, 4, 11, dtype=torch.float32)
     for t in (hidden, weight, bias):
         t.requires_grad_(grad)
-    num_live = int((target != -100).sum())
+    live_targets = int((target != -100).sum())
     plain, capped = {"temperature": 1.0, "softcap": None}, {"temperature": 0.7, "softcap": 3.0}
     skip = {"skip_mass": 0.1}
     smooth = {"label_smoothing": 0.1, "z_loss": 0.1, "skip_mass": 0.0}
@@ -34,12 +34,14 @@ def samples(grad):
     left = {"residual": torch.ones(9, 4), "live": torch.zeros(0, 0, dtype=torch.bool)}
     seeds, extra = torch.arange(9), torch.stack([target.clamp(min=0), target * 0 - 1], dim=1)
 
-    def head(options, trained=(grad,) * 3, live=None, main_grad=None, inputs=None, **own):
+    draw = {"seeds": seeds, "positions": seeds}
+
+    def head(options, trained=(grad,) * 3, num_live=None, inputs=None, **own):
         inputs = inputs or (hidden, weight, bias, target)
         return {
             **dict(zip(("hidden", "weight", "bias", "target"), inputs, strict=True)),
-            **{"options": pack_options(**options), "ignore_index": -100, "num_live": live},
-            **{"group": None, "needs": list(trained), "main_grad": main_grad, **own},
+            **{"options": pack_options(**options), "ignore_index": -100, "num_live": num_live},
+            **{"group": None, "needs": list(trained), "main_grad": None, **own},
         }
 
     def frozen(options, trained=(False,) * 3, **own):
@@ -72,7 +74,7 @@ def samples(grad):
             head({**plain, **skip}, extra_ids=None, with_entropy=True, skips=True),
             head({**capped, **skip}, extra_ids=extra, with_entropy=False, skips=False),
             head(
-                *({**plain, **skip}, (grad,) * 3, num_live),
+                *({**plain, **skip}, (grad,) * 3, live_targets),
                 **{"extra_ids": None, "with_entropy": True, "skips": False},
             ),
         ],
@@ -82,8 +84,8 @@ def samples(grad):
             frozen(plain, all_three, **upstream(ids=extra)),
         ],
         "linear_sample": [
-            frozen(plain, seeds=seeds, positions=seeds, suppress=None, greedy=False),
-            frozen(capped, seeds=seeds, positions=seeds, suppress=seeds[:2], greedy=True),
+            {**frozen(plain), "target": seeds, **draw, "suppress": None, "greedy": False},
+            {**frozen(capped), "target": seeds, **draw, "suppress": seeds[:2], "greedy": True},
         ],
         "linear_token_stats": [
             frozen(plain, extra_ids=None),
@@ -197,7 +199,7 @@ def test_a_backend_that_cannot_be_loaded_is_left_out_with_one_warning(monkeypatc
 def test_a_gpu_that_triton_does_not_serve(monkeypatch):
     """linear_logprobs has a Triton kernel for CUDA, whether there is a GPU or not."""
     device, has_kernel = torch.device("cuda", 0), {"s2srm::linear_logprobs.triton"}
-    monkeypatch.setattr(dispatch, "load", lambda impl: None)
+    monkeypatch.setattr(dispatch, "load", lambda impl, device_type: None)
     monkeypatch.setattr(
         dispatch.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda o, _: o in has_kernel
     )
