@@ -254,8 +254,9 @@ def linear_cross_entropy(
     for float64 inputs). Without a live row the loss and every gradient are 0. Rows with
     ignore_index are never read. Differentiable once in hidden, weight and bias, each on its own.
 
-    workspace_bytes: bound on the temporary memory. Where a chunk of logits (and on a GPU the
-    float32 sum of the weight gradient) fits, "mean" and "sum" make their gradients in forward:
+    workspace_bytes: bound on the temporary memory. Where a chunk of logits (and on a GPU, unless
+    that holds all rows, a float32 sum of the weight gradient) fits, "mean" and "sum" make their
+    gradients in forward:
     three products; otherwise, and always for "none", with skip_mass or a process_group, backward
     makes the logits again: four. None is the backend's own bound; see kernels/README.md.
 
