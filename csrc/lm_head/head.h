@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "elements.h"
+#include "simd/kernels.h"
 
 namespace s2srm::lm_head {
 
@@ -31,6 +32,9 @@ struct Head {
   const char* hidden_at(int64_t row, int64_t k) const {
     return static_cast<const char*>(hidden) + (row * hidden_stride + k) * element_size();
   }
+  // Terms of a product that are summed in registers before they are added in memory. A short run
+  // rounds less, as the BLAS does with few columns or rows, and costs a little time.
+  int64_t run() const { return num_columns * width <= (1 << 22) ? 16 : kDepth; }
   bool plain() const { return bias == nullptr && softcap == 0 && temperature == 1; }
 };
 

@@ -42,9 +42,9 @@ class LogitTile {
       prefetch.spread(panels * (columns / kernels.block_rows));
       for (int64_t p = 0; p < panels; ++p)
         if (wanted(p))
-          kernels.product(columns, depth, hidden.vectors(first_panel + p), weight, stride,
-                          hidden.at(first_panel + p, k), z(kernels, p), kernels.panel, k > 0,
-                          prefetch);
+          kernels.product(columns, depth, head.run(), hidden.vectors(first_panel + p), weight,
+                          stride, hidden.at(first_panel + p, k), z(kernels, p), kernels.panel,
+                          k > 0, prefetch);
       k += kDepth;
     } while (k < head.width);
     if (head.plain()) return;

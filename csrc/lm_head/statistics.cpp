@@ -32,6 +32,7 @@ struct Splits {
 template <class T>
 struct Results {
   const T* target_logits;
+  int wanted;
   T* packed;
   T* tile_lse;
   T* logits;
@@ -121,9 +122,10 @@ class RowGroup {
     const int64_t at = panel * kernels_.panel, first = first_row_ + at;
     const int64_t rows = hidden_.rows(panel), column = tile * kTileColumns;
     T own[kNumStatistics * kMaxPanel];
-    kernels_.statistics(columns, hidden_.vectors(panel), z,
-                        results_.target_logits == nullptr ? nullptr : target_.get() + at, column,
-                        merged, state + at, stride_, results_.tile_lse == nullptr ? nullptr : own);
+    const bool counts = results_.target_logits != nullptr;
+    kernels_.statistics(columns, hidden_.vectors(panel), z, results_.wanted,
+                        counts ? target_.get() + at : nullptr, column, merged, state + at, stride_,
+                        results_.tile_lse == nullptr ? nullptr : own);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t target = head_.target[first + r] - column;
       if (target >= 0 && target < columns) packed(at + r)[4] = z[target * kernels_.panel + r];
@@ -157,7 +159,7 @@ void target_products(const Head<T>& head, const TileKernels<T>& kernels, int64_t
     read(head.element, head.hidden, from + k, depth, weight);
     for (int64_t i = 0; i < depth; ++i) hidden[i * kernels.panel] = weight[i];
     read(head.element, head.weight, head.target[row] * head.weight_stride + k, depth, weight);
-    kernels.product(1, depth, 1, weight, depth, hidden, z, kernels.panel, k > 0, none);
+    kernels.product(1, depth, head.run(), 1, weight, depth, hidden, z, kernels.panel, k > 0, none);
     k += kDepth;
   } while (k < head.width);
 }
@@ -182,8 +184,10 @@ void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out) {
 
 template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
-                T* packed, T* tile_lse, T* logits, int64_t logits_stride, const Draws<T>* draws) {
-  const Results<T> results = {target_logits, packed, tile_lse, logits, logits_stride, draws};
+                int wanted, T* packed, T* tile_lse, T* logits, int64_t logits_stride,
+                const Draws<T>* draws) {
+  const int all = target_logits == nullptr ? wanted & ~kWantedCounts : wanted | kWantedCounts;
+  const Results<T> results = {target_logits, all, packed, tile_lse, logits, logits_stride, draws};
   const int64_t capacity = PackedHidden<T>::capacity(head);
   PackedHidden<T> hidden(head, kernels, capacity);
   std::vector<LogitTile<T>> tiles(num_workers());
@@ -198,9 +202,9 @@ void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* tar
 
 template void target_logits(const Head<float>&, const TileKernels<float>&, float*);
 template void target_logits(const Head<double>&, const TileKernels<double>&, double*);
-template void statistics(const Head<float>&, const TileKernels<float>&, const float*, float*,
+template void statistics(const Head<float>&, const TileKernels<float>&, const float*, int, float*,
                          float*, float*, int64_t, const Draws<float>*);
-template void statistics(const Head<double>&, const TileKernels<double>&, const double*, double*,
-                         double*, double*, int64_t, const Draws<double>*);
+template void statistics(const Head<double>&, const TileKernels<double>&, const double*, int,
+                         double*, double*, double*, int64_t, const Draws<double>*);
 
 }  // namespace s2srm::lm_head

@@ -20,28 +20,33 @@ void finish_logits(int64_t columns, int64_t vectors, const T* bias, T softcap, T
 
 template <class T, bool entropic, bool capped>
 inline void column_gradients(int64_t vectors, const RowCoefficients<T>& rows, T* z, T* ahead) {
+  const Vec<T> top = splat<T>(rows.softcap / rows.temperature);
   for (int64_t at = 0; at < vectors * LanesOf<T>::count; at += LanesOf<T>::count) {
     __builtin_prefetch(ahead + at, 1);
     const Vec<T> value = load<T>(z + at);
-    // lse itself is not subtracted: max and log_sum apart keep their digits under a large offset.
-    const Vec<T> logp = (value - load<T>(rows.max_logit + at)) - load<T>(rows.log_sum + at);
-    Vec<T> factor = load<T>(rows.constant + at);
-    if (entropic)
-      factor -= load<T>(rows.entropy_slope + at) *
-                (at_least<T>(logp, T(kFloor)) + load<T>(rows.entropy + at));
-    Vec<T> dz = fused(exp_of<T>(logp), factor, load<T>(rows.uniform + at));
-    if (capped) {
-      const Vec<T> share = value * (rows.temperature / rows.softcap);
-      dz *= T(1) - share * share;
+    // The lse is not subtracted: that would round z - lse, whose digits are those of e^(z - lse).
+    const Vec<T> shifted = value - load<T>(rows.max_logit + at);
+    Vec<T> factor = load<T>(rows.linear + at);
+    if (entropic) {
+      const Vec<T> logp = at_least<T>(shifted - load<T>(rows.log_sum + at), T(kFloor));
+      factor -= load<T>(rows.entropic + at) * (logp + load<T>(rows.entropy + at));
     }
-    store<T>(z + at, dz * (T(1) / rows.temperature));
+    Vec<T> dz =
+        fused(exp_of_nonpositive<T>(shifted), factor, load<T>(rows.uniform + at));
+    if (capped) {
+      const Vec<T> share = value * rows.temperature / rows.softcap;
+      const Vec<T> slope = fused(-share, share, splat<T>(1));
+      // At the cap the slope is 0, however cap / temperature was rounded.
+      dz *= value >= top || value <= -top ? Vec<T>{} : slope;
+    }
+    store<T>(z + at, dz);
   }
 }
 
 template <class T>
 void gradients(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
                int64_t stride) {
-  const bool entropic = rows.entropy_slope != nullptr, capped = rows.softcap != 0;
+  const bool entropic = rows.entropic != nullptr, capped = rows.softcap != 0;
   for (int64_t c = 0; c < columns; ++c, z += stride) {
     T* ahead = z + std::min<int64_t>(4, columns - 1 - c) * stride;
     if (!entropic && !capped)
