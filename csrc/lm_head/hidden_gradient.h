@@ -103,8 +103,9 @@ class HiddenGradient {
                 head.weight_stride, depth, length, tile.right.get());
       for (int64_t r = 0; r < part.rows; r += kBlockRows)
         if (wanted(r))
-          kernels.product_packed(std::min(kBlockRows, part.rows - r), depth, head.run(),
-                                 ceil_div(length, kernels.lanes), left(r), tile.right.get(),
+          kernels.product_packed(std::min(kBlockRows, part.rows - r), depth,
+                                 head.run(head.num_columns), ceil_div(length, kernels.lanes),
+                                 left(r), tile.right.get(),
                                  tile.sums.get() + (r * part.panels + p) * panel,
                                  part.panels * panel, true, prefetch);
     }

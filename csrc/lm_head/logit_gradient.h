@@ -127,20 +127,19 @@ class LogitGradients {
   }
 
   // 1 - p as -expm1(log p): a confident target, whose p is nearly 1, keeps its digits.
-  T target_gradient(T z, int64_t row) const {
+  // kept: the target's logit, with softcap its share of the cap.
+  T target_gradient(T kept, int64_t row) const {
     const auto& in = span_.coefficients;
     const auto [log_sum, other, uniform] = row_factors(row);
+    const T softcap = span_.head.softcap, temperature = span_.head.temperature;
+    const T z = softcap == 0 ? kept : kept * softcap / temperature;  // rounded as in the kernels
     const double logp = (static_cast<double>(z) - in.max_logit[row]) - log_sum;
     double factor = other;
     if (in.d_entropy != nullptr)
       factor -= in.d_entropy[row] * (std::max(logp, -1000.0) + in.entropy[row]);
     double dz = factor * std::exp(logp) - in.d_logprobs[row] * std::expm1(logp) + uniform;
-    if (span_.head.softcap != 0) {
-      const double share = static_cast<double>(z) * span_.head.temperature / span_.head.softcap;
-      const bool at_cap = std::abs(z) >= span_.head.softcap / span_.head.temperature;
-      dz *= at_cap ? 0 : 1 - share * share;
-    }
-    return static_cast<T>(dz / span_.head.temperature);
+    if (softcap != 0) dz *= 1 - static_cast<double>(kept) * kept;
+    return static_cast<T>(dz / temperature);
   }
 
   const ColumnSpan<T>& span_;

@@ -17,7 +17,7 @@ void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out);
 
 // packed (num_rows, 7) as in Engine.statistics; target_logits (num_rows) or null; tile_lse
 // (num_rows, ceil(num_columns / kTileColumns)) or null; wanted: of Wanted; logits or null: column c
-// of row r goes to logits[c * logits_stride + r]; draws or null.
+// of row r goes to logits[c * logits_stride + r], with softcap its share of the cap; draws or null.
 template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
                 int wanted, T* packed, T* tile_lse, T* logits, int64_t logits_stride,

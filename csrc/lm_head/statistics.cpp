@@ -79,18 +79,19 @@ class RowGroup {
       const int64_t columns = std::min(kTileColumns, head_.num_columns - column);
       tile.compute(head_, kernels_, hidden_, first_panel, panels, column, columns,
                    all);
-      for (int64_t p = 0; p < panels; ++p)
-        finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
-                     (t - begin) * kTileColumns, state(split));
-      for (int64_t p = 0; draws_ && p < panels; ++p)
-        draws_->add(kernels_, split, (first_panel + p) * kernels_.panel,
-                    hidden_.rows(first_panel + p), column, columns, tile.z(kernels_, p));
       if (results_.logits != nullptr)
         tile.store(kernels_, std::min(kTaskRows, hidden_.num_rows() - first_panel * kernels_.panel),
                    columns, all,
                    results_.logits + column * results_.logits_stride + first_row_ +
                        first_panel * kernels_.panel,
                    results_.logits_stride);
+      tile.scale(head_, kernels_, hidden_, first_panel, panels, columns);
+      for (int64_t p = 0; p < panels; ++p)
+        finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
+                     (t - begin) * kTileColumns, state(split));
+      for (int64_t p = 0; draws_ && p < panels; ++p)
+        draws_->add(kernels_, split, (first_panel + p) * kernels_.panel,
+                    hidden_.rows(first_panel + p), column, columns, tile.z(kernels_, p));
     }
   }
 
@@ -159,7 +160,8 @@ void target_products(const Head<T>& head, const TileKernels<T>& kernels, int64_t
     read(head.element, head.hidden, from + k, depth, weight);
     for (int64_t i = 0; i < depth; ++i) hidden[i * kernels.panel] = weight[i];
     read(head.element, head.weight, head.target[row] * head.weight_stride + k, depth, weight);
-    kernels.product(1, depth, head.run(), 1, weight, depth, hidden, z, kernels.panel, k > 0, none);
+    kernels.product(1, depth, head.run(head.width), 1, weight, depth, hidden, z, kernels.panel,
+                    k > 0, none);
     k += kDepth;
   } while (k < head.width);
 }
@@ -178,6 +180,7 @@ void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out) {
     if (head.bias != nullptr) read(head.element, head.bias, head.target[row], 1, &bias);
     kernels.finish_logits(1, 1, head.bias == nullptr ? nullptr : &bias, head.softcap,
                           head.temperature, z);
+    if (head.softcap != 0) kernels.scale_shares(1, 1, head.softcap, head.temperature, z);
     out[row] = z[0];
   });
 }

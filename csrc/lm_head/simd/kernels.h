@@ -62,9 +62,13 @@ struct TileKernels {
   // a[k * a_stride + i] for i < rows and k < depth -> packed_size(rows, depth) elements.
   void (*pack_transposed)(int64_t rows, int64_t depth, const T* a, int64_t a_stride, T* out);
 
-  // z = softcap * tanh((z + bias) / softcap) / temperature in place; bias may be null.
+  // Products -> logits (z + bias) / temperature in place; with softcap -> shares of the cap,
+  // tanh((z + bias) / softcap), from which its slope can be had without loss. bias may be null.
   void (*finish_logits)(int64_t columns, int64_t vectors, const T* bias, T softcap, T temperature,
                         T* z);
+
+  // Shares of the cap -> logits, share * softcap / temperature, in place.
+  void (*scale_shares)(int64_t columns, int64_t vectors, T softcap, T temperature, T* z);
 
   // Statistics of the tile whose first column is `first_column`, merged behind those in `state`
   // of `merged` columns (0: state is overwritten). wanted: of Wanted; what is not stays finite.
@@ -85,8 +89,8 @@ struct TileKernels {
                const int64_t* positions, int64_t first_id, int64_t first_column,
                const bool* suppressed, T* best, int64_t stride);
 
-  // Logits z[column * stride + row] -> their gradients in place, by the closed form of
-  // s2srm_kernels/lm_head/backward.py; the target's entry is not special.
+  // Logits, with softcap shares, z[column * stride + row] -> gradients of the products in place, by
+  // the closed form of s2srm_kernels/lm_head/backward.py; the target's entry is not special.
   void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
                     int64_t stride);
 
