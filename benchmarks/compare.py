@@ -18,18 +18,23 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.cases import CUT_SHORT, RESTART, describe, is_context_lost
 from benchmarks.definitions import VOCABULARY_OPS
-from benchmarks.measure import ContextLost, Session, measure_vocabulary
+from benchmarks.measure import ContextLost, Session, dtype_name, measure_vocabulary
 from benchmarks.measure_sequences import measure_sequences
 from benchmarks.problems import Problem, SequenceProblem, normal_problem, sequence_problem
 from benchmarks.products import MODES, modes_of
 from benchmarks.providers import providers_named
+from benchmarks.providers.ours import Ours
 from benchmarks.providers.sequences import SEQUENCE_OPS
+from benchmarks.resuming import Progress, call_of
 from benchmarks.rows import environment, results_file
 from benchmarks.shapes import SequenceShape, Shape, parse_sequence_shapes, parse_shapes
 
 # Starts the last line of a run that a provider's kernel ended; its name follows.
 CONTEXT_LOST = "the CUDA context was lost by "
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+IMPLS = ("triton", "cpp", "reference")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -43,13 +48,19 @@ class Case:
     modes: tuple[str, ...] = MODES
 
 
-def run_cases(session: Session, cases: Sequence[Case], model: str | None, data: str | None) -> None:
-    """Measure one case after the other; those that the budget leaves no time for are named."""
+def run_cases(
+    session: Session, cases: Sequence[Case], model: str | None, data: str | None
+) -> list[str]:
+    """Measure one case after the other; returns those that the budget left no time for."""
     dropped: list[str] = []
     problem: Problem | SequenceProblem | None = None
     made_for: tuple[object, ...] = ()
     for case in cases:
         label = f"{case.op} {case.shape.name} ignored {case.ignored:g}"
+        reason = _left_out(session, case)
+        if reason:
+            print(f"{label}: {reason}", flush=True)
+            continue
         if session.time_left_s() <= 0:
             dropped.append(label)
             continue
@@ -67,6 +78,21 @@ def run_cases(session: Session, cases: Sequence[Case], model: str | None, data: 
             measure_vocabulary(session, case.op, problem, case.ignored, modes)
     if dropped:
         print(f"\nno time left for {len(dropped)}: {'; '.join(dropped)}", flush=True)
+    return dropped
+
+
+def _left_out(session: Session, case: Case) -> str:
+    """Why the case need not be measured, "" where it must; gae and token_rewards take no time."""
+    if session.progress is None or isinstance(case.shape, SequenceShape):
+        return ""
+    names = [provider.name for provider in session.providers]
+    modes = [mode for mode in case.modes if mode in modes_of(case.op)]
+    call = call_of(case.op, case.shape.name, case.ignored, dtype_name(session.dtype))
+    if session.progress.done(call, names, modes):
+        return "its rows are there"
+    return (
+        "given up: two processes ended as it was timed" if session.progress.given_up(call) else ""
+    )
 
 
 def _problem(
@@ -108,6 +134,14 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
     return cases
 
 
+def parse_bytes(text: str) -> int:
+    """`64M` or `4G` (powers of 1024), or a number of bytes. ValueError for anything else."""
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "")
+    if not number.isdigit():
+        raise ValueError(f"--workspaces {text!r} is neither a number of bytes nor one with K, M, G")
+    return int(number) * _UNITS[unit]
+
+
 def parser() -> argparse.ArgumentParser:
     doc = __doc__ or ""
     made = argparse.ArgumentParser(
@@ -128,6 +162,9 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=20.0, help="of timing for one operation and mode")
     add("--rounds", nargs=2, type=int, default=[5, 100], help="least and most")
     add("--budget", type=float, default=float("inf"), help="seconds for everything")
+    add("--resume", action="store_true", help="leave out calls whose rows are in --out already")
+    add("--workspaces", nargs="+", default=[], help="a provider of ours for each bound: 0 64M 1G")
+    add("--impl", choices=IMPLS, default="triton", help="the backend of --workspaces")
     add("--out", type=Path, default=None, help="file of rows, benchmarks/results/ by default")
     return made
 
@@ -142,27 +179,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cases = make_cases(options)
         providers = providers_named(options.providers)
+        bounds = [parse_bytes(text) for text in options.workspaces]
+        providers += [Ours(options.impl, bound) for bound in bounds]
     except ValueError as error:
         made.error(str(error))
     common = environment(device)
+    out: Path = options.out or results_file(common["device"], common["date"])
     session = Session(
         device=device,
         dtype=DTYPES[dtype],
         providers=providers,
         named=options.providers,
         environment=common,
-        out=options.out or results_file(common["device"], common["date"]),
+        out=out,
         seconds=options.seconds,
         rounds=(options.rounds[0], options.rounds[1]),
         deadline=time.monotonic() + options.budget,
+        progress=Progress(out, common) if options.resume else None,
     )
     print(f"{common['device']}, torch {common['torch']}, {dtype}; rows go to {session.out}")
     try:
-        run_cases(session, cases, options.model, options.data)
+        dropped = run_cases(session, cases, options.model, options.data)
     except ContextLost as lost:
-        print(f"{lost.__cause__}\n{CONTEXT_LOST}{lost}")
-        return 3
-    return 0
+        print(f"{lost.args[1]}\n{CONTEXT_LOST}{lost.args[0]}")
+        return RESTART
+    except Exception as error:
+        if not is_context_lost(error):
+            raise
+        print(f"{describe(error)}\n{CONTEXT_LOST}one of those that were timed")
+        return RESTART
+    return CUT_SHORT if dropped and options.resume else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import checking
+from benchmarks.cases import is_context_lost
 from benchmarks.problems import Problem
 from benchmarks.products import (
     BOTH,
@@ -23,6 +25,7 @@ from benchmarks.products import (
     products,
 )
 from benchmarks.providers.base import Provider, Run
+from benchmarks.resuming import LOST, Call, Progress, call_of
 from benchmarks.rows import Row, append_row
 from benchmarks.timing import peak_extra_bytes, quantiles, time_in_turns
 
@@ -31,12 +34,16 @@ MIB = 2**20
 
 
 class ContextLost(RuntimeError):
-    """A kernel ended the CUDA context of this process; the argument is its provider's name."""
+    """A kernel ended the CUDA context of this process; the arguments: its provider, the reason."""
 
 
 @dataclass
 class Session:
-    """What all measurements of one run share. named: the providers asked for, None for all."""
+    """What all measurements of one run share.
+
+    named: the providers asked for, None for all. progress: what the file has already, None where
+    everything is measured.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -47,9 +54,15 @@ class Session:
     seconds: float
     rounds: tuple[int, int]
     deadline: float
+    progress: Progress | None = None
 
     def time_left_s(self) -> float:
         return self.deadline - time.monotonic()
+
+    @property
+    def process(self) -> str:
+        """What tells this run from others that write into the file."""
+        return f"{os.getpid()} {self.deadline}"
 
     def write(self, **fields: Any) -> Row:
         row = Row(**self.environment, **fields)
@@ -76,7 +89,29 @@ def measure_vocabulary(
     session: Session, op: str, problem: Problem, ignored: float, modes: Sequence[str]
 ) -> list[Row]:
     """Rows of every provider for each mode. Nothing is timed that failed its check."""
-    checked = _check_all(session, op, problem, backward=BOTH in modes_of(op))
+    call = call_of(op, problem.shape.name, ignored, dtype_name(session.dtype))
+    try:
+        rows = _measure(session, op, problem, ignored, modes, call)
+    except ContextLost as lost:
+        # Its row says so; the others get theirs from the process that goes on.
+        for mode in modes:
+            fields = _vocabulary_fields(session, op, problem, ignored, mode)
+            reason = f"{LOST}{lost.args[1]}"
+            session.write(**fields, provider=lost.args[0], version="", passed=False, reason=reason)
+        if session.progress is not None:
+            session.progress.end(call, session.process)
+        raise
+    if session.progress is not None:
+        session.progress.end(call, session.process)
+    return rows
+
+
+def _measure(
+    session: Session, op: str, problem: Problem, ignored: float, modes: Sequence[str], asked: Call
+) -> list[Row]:
+    checked = _check_all(session, op, problem, asked)
+    if session.progress is not None:
+        session.progress.begin(asked, "", session.process)
     rows: list[Row] = []
     for mode in modes:
         count = num_products(op, mode)
@@ -92,6 +127,7 @@ def measure_vocabulary(
             fields |= {
                 "provider": provider.name,
                 "version": found.version,
+                "workspace_bytes": getattr(provider, "workspace_bytes", None),
                 "outputs": list(found.outputs),
                 "errors": found.errors,
                 "eager_errors": found.eager_errors,
@@ -125,6 +161,8 @@ def _warm(
         call = _call(found.run, problem, mode)
         try:
             call()
+            if problem.device.type == "cuda":
+                torch.cuda.synchronize(problem.device)
         except Exception as error:
             failures[name] = _describe(error, name)
         else:
@@ -143,24 +181,33 @@ def _vocabulary_fields(
         "num_live": problem.num_live,
         "hidden_size": problem.shape.hidden_size,
         "vocab_size": problem.shape.vocab_size,
-        "dtype": str(session.dtype).removeprefix("torch."),
+        "dtype": dtype_name(session.dtype),
         "ignored": ignored,
         "mode": mode,
         "inputs": problem.kind,
     }
 
 
-def _check_all(session: Session, op: str, problem: Problem, backward: bool) -> dict[str, _Checked]:
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_all(session: Session, op: str, problem: Problem, asked: Call) -> dict[str, _Checked]:
+    backward = BOTH in modes_of(op)
     truths: dict[tuple[str, ...], checking.Truth] = {}
     found: dict[str, _Checked] = {}
     for provider in session.providers:
         names = provider.outputs(op)
-        reason = _obstacle(provider, op, problem, backward)
+        progress = session.progress
+        reason = None if progress is None else progress.obstacle(asked, provider.name)
+        reason = reason or _obstacle(provider, op, problem, backward)
         if reason is not None:
             found[provider.name] = _Checked(None, names, reason, {}, {}, None)
             continue
         if names not in truths:
             truths[names] = checking.find_truth(op, problem, names, backward)
+        if progress is not None:
+            progress.begin(asked, provider.name, session.process)
         found[provider.name] = _check(provider, op, problem, truths[names], backward)
         _free(session.device)
     return found
@@ -177,8 +224,8 @@ def _obstacle(provider: Provider, op: str, problem: Problem, backward: bool) -> 
 def _describe(error: Exception, provider: str) -> str:
     """One line for a row. ContextLost for an error after which nothing runs in this process."""
     line = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
-    if "CUDA error" in line:
-        raise ContextLost(provider) from error
+    if is_context_lost(error):
+        raise ContextLost(provider, line) from error
     return line
 
 

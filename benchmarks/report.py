@@ -8,15 +8,16 @@ The same rows give the same bytes. Of rows for the same call and provider the la
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.charts import Bar, bar_chart
+from benchmarks.charts import Bar, Point, bar_chart, curve_chart
 from benchmarks.definitions import VOCABULARY_OPS
 from benchmarks.limits import beyond_results_mib, device_kind, is_ours, same_call, verdicts
 from benchmarks.products import MODES
 from benchmarks.providers.sequences import SEQUENCE_OPS
-from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.rows import RESULTS, CaseRow, Row, read_cases, read_rows
+from benchmarks.tables import absent, case_tables, claims
 
 _HEADER = """# Results
 
@@ -48,14 +49,15 @@ def latest(rows: Sequence[Row]) -> list[Row]:
     return sorted(last.values(), key=key)
 
 
-def render(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
-    """(Markdown, file name -> SVG)."""
+def render(rows: Sequence[Row], cases: Sequence[CaseRow] = ()) -> tuple[str, dict[str, str]]:
+    """(Markdown, file name -> SVG). cases: rows of `make gpu`'s other stages."""
     rows = latest(rows)
     parts, plots = [_HEADER], {}
     kinds = {device_kind(row) for row in rows}
-    for device in dict.fromkeys(row.device for row in rows):
+    for device in dict.fromkeys(row.device for row in (*rows, *cases)):
         mine = [row for row in rows if row.device == device]
         parts += [f"\n## {device}\n", _environment(mine), _verdict_table(mine)]
+        parts.append(_text(case_tables([row for row in cases if row.device == device])))
         for op in dict.fromkeys(row.op for row in mine):
             for mode in MODES:
                 for group in _groups([r for r in mine if (r.op, r.mode) == (op, mode)]):
@@ -64,6 +66,9 @@ def render(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
                         name, chart = _chart(group)
                         plots[name] = chart
                         parts.append(f"\n![{_title(group[0])}](plots/{name})\n")
+        for curve in _curves(mine):
+            plots |= curve
+            parts += [f"\n![{name}](plots/{name})\n" for name in curve]
         parts.append(_reasons(mine))
     if "cuda" not in kinds:
         parts.append(_NO_GPU)
@@ -89,18 +94,13 @@ def _environment(rows: Sequence[Row]) -> str:
 
 
 def _verdict_table(rows: Sequence[Row]) -> str:
-    found = verdicts(rows)
-    if not found:
+    if not verdicts(rows):
         return "\nNo row of ours that a limit is asked of.\n"
-    lines = ["\n### What is asked\n\n"]
-    lines.append("| operation | shape | ignored | mode | claim | measured | asked | met |\n")
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |\n")
-    lines += [
-        f"| {v.row.op} | {v.row.shape} | {v.row.ignored:g} | {v.row.mode} | {v.claim} "
-        f"| {v.measured} | {v.asked} | {'yes' if v.met else '**no**'} |\n"
-        for v in found
-    ]
-    return "".join(lines)
+    return "\n### What is asked\n" + _text(claims(rows))
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _title(row: Row) -> str:
@@ -157,29 +157,47 @@ def _chart(rows: Sequence[Row]) -> tuple[str, str]:
     ]
     first = next(row for row in rows if row.ratio is not None)
     title = f"{_title(first)}: time over {first.anchor}"
-    words = f"{first.device} {_title(first)}".lower()
-    slug = "-".join("".join(c if c.isalnum() else " " for c in words).split())
+    slug = _slug(f"{first.device} {_title(first)}")
     return f"{slug}.svg", bar_chart(title, groups, 1.0, first.anchor or "")
 
 
+def _curves(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Time against memory: one plot for each call that has rows under several workspace bounds."""
+    for call in dict.fromkeys(same_call(row) for row in rows if row.workspace_bytes is not None):
+        mine = [
+            row
+            for row in rows
+            if same_call(row) == call and row.ratio is not None and row.peak_extra_mib is not None
+        ]
+        bounded = [row for row in mine if row.workspace_bytes is not None]
+        if len(bounded) < 2:
+            continue
+        first = bounded[0]
+        points = [
+            Point(row.provider, row.peak_extra_mib or 0.0, row.ratio or 0.0, is_ours(row))
+            for row in mine
+        ]
+        title = f"{_title(first)}, {first.shape}: time over {first.anchor} against peak MiB"
+        yield {
+            f"{_slug(f'{first.device} {_title(first)} {first.shape} memory')}.svg": curve_chart(
+                title, points, "peak MiB, results included", f"time over {first.anchor}"
+            )
+        }
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
 def _reasons(rows: Sequence[Row]) -> str:
-    """Why a provider has no time, once for each reason."""
-    calls: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.reason is not None:
-            calls.setdefault((row.provider, row.reason), []).append(row.op)
-    if not calls:
-        return ""
-    lines = ["\n### Not measured\n\n| provider | operations | reason |\n| --- | --- | --- |\n"]
-    for (provider, reason), ops in sorted(calls.items()):
-        text = reason.replace("|", "\\|")
-        lines.append(f"| {provider} | {', '.join(dict.fromkeys(ops))} | {text} |\n")
-    return "".join(lines)
+    lines = absent(rows)
+    return "\n### Not measured\n" + _text(lines) if lines else ""
 
 
 def write(folder: Path) -> None:
-    """README.md and plots/*.svg from the rows in `folder`; plots without rows are removed."""
-    text, plots = render(read_rows(sorted(folder.glob("*.jsonl"))))
+    """README.md and plots/*.svg from the rows in `folder` and its gpu/; other plots are removed."""
+    files = sorted([*folder.glob("*.jsonl"), *(folder / "gpu").glob("*.jsonl")])
+    text, plots = render(read_rows(files), read_cases(files))
     (folder / "README.md").write_text(text, encoding="utf-8")
     target = folder / "plots"
     target.mkdir(exist_ok=True)

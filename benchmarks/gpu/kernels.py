@@ -1,169 +1,116 @@
-"""The kernels' part of `make gpu`: build, tests, compute-sanitizer, comparison.
+"""The kernels' part of `make gpu`, in under eight minutes, the most telling first.
 
-Builds the CUDA part with this machine's torch, runs tests/gpu, compute-sanitizer over one small
-case of each kernel, then the comparison with every installed provider. The shapes that matter least
-are dropped and named when the time is up.
+    smoke       every operation once against float64, first on small shapes; the kernels of each
+                model's shape compiled and checked side by side, and csrc built beside them
+    ceilings    the machine's matrix rate and bandwidth
+    profile     time by kernel, four operations on five models
+    sweep       candidates of the kernels' configuration: bits, then time
+    compare     every provider that is here, and time against memory over workspace_bytes
+    tests       tests/gpu in several processes, then those that need the whole GPU
+    counters    of three kernels, by ncu; memcheck and racecheck
+
+Each has a limit of its own and leaves its rows as it goes; what the budget has no room for is
+named, and the next run goes on there.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
-import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import torch
-
-from benchmarks.compare import CONTEXT_LOST
-from benchmarks.gpu.runner import RESERVE_S, Runner, Stage, from_root
-from benchmarks.limits import verdicts
-from benchmarks.report import latest, write
-from benchmarks.rows import Row, environment, read_rows, results_file
+from benchmarks.gpu import checks, comparison
+from benchmarks.gpu.runner import Stage
+from benchmarks.gpu.steps import Steps
+from benchmarks.shapes import MODELS
 
 BUDGET_S = 460.0
-_LIMITS_S = {"build": 150.0, "tests": 130.0, "sanitizer": 60.0}
-_LEAST_S = 15.0
-_VOCABULARY = (
-    "--op",
-    *("linear_cross_entropy", "linear_ppo_loss", "linear_logprobs", "linear_token_stats"),
-)
-_OURS = ("s2srm-triton", "s2srm-triton-recompute", "s2srm-cpp", "s2srm-reference")
-_PEERS = (
-    *("torch-eager", "torch-chunked", "torch-padded"),
-    *("liger-triton", "liger-triton-fp32", "liger-sm90", "liger-scaled", "liger-grpo"),
-    *("cce", "cce-exact", "quack", "verl"),
-)
-_EVERYONE = (*_OURS, *_PEERS)
-# The comparison, most important first: arguments and providers. Ours and eager come by themselves
-# before the peers, some of which compile for a minute; the later row of a call counts. One process
-# each: an illegal access in one kernel ends the CUDA context of its process.
-_PLAN = (
-    ((*_VOCABULARY, "--shapes", "gemma-2b:8192", "llama-2-7b:8192"), (*_OURS[:2], _PEERS[0])),
-    (("--op", "gae", "token_rewards"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "gemma-2b:8192"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "llama-2-7b:8192"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "llama-3-8b:8192"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "gemma-2b:8192", "--ignored", "0.4"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "gemma-3-270m:8192", "smollm2-135m:8192"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "models:2048"), _EVERYONE),
-    ((*_VOCABULARY, "--shapes", "models:16384", "--ignored", "0", "0.4"), _EVERYONE),
-)
-_TINY = ("s2srm-cpp", "s2srm-reference", "torch-eager", "torch-padded", "quack")
-_TINY_PLAN = (
-    ((*_VOCABULARY, "--shapes", "64x32x1000", "--ignored", "0.4"), _TINY),
-    (("--op", "gae", "token_rewards", "--sequences", "1000/7"), _TINY),
-)
+_SMOKE_S, _CEILINGS_S, _PROFILE_S, _SWEEP_S, _COUNTERS_S = 110.0, 25.0, 50.0, 60.0, 60.0
+# For what comes behind the comparison, which could take any time.
+_BEHIND_S = 130.0
+_SHAPES = tuple(f"{model}:8192" for model in MODELS)
+_INTERPRETED = {"TRITON_INTERPRET": "1"}
 
 
-def build(runner: Runner) -> Stage:
-    command = (sys.executable, "csrc/build.py")
-    if runner.dry_run:
-        print(f"[build] {' '.join(command)}")
-        return Stage("build", "not run", 0.0, "dry run")
-    return runner.run("build", command, _LIMITS_S["build"], extra_env={"S2SRM_CUDA": "1"})
+def smoke(steps: Steps) -> list[Stage]:
+    """All processes at once: the time goes into compilers, and on a CPU into the interpreter."""
+    if steps.runner.dry_run:
+        tiny = ("--shapes", "tiny", "sequences")
+        return [
+            checks.build(steps),
+            steps.program("smoke", *tiny, limit_s=300.0, env=_INTERPRETED),
+        ]
 
+    def models(model: str) -> Stage:
+        name, shapes = f"smoke-{model}", ("--shapes", f"{model}:2048")
+        return steps.program("smoke", *shapes, name=name, limit_s=_SMOKE_S)
 
-def run_tests(runner: Runner) -> Stage:
-    """Several processes where pytest-xdist is there: most of the time goes into compiling."""
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider"]
-    if importlib.util.find_spec("xdist") is not None and not runner.dry_run:
-        command += ["-n", "4"]
-    return runner.run("tests", command, _LIMITS_S["tests"])
-
-
-def sanitize(runner: Runner) -> list[Stage]:
-    """memcheck and racecheck at the same time; the allocator's cache would hide wild accesses."""
-    tool = shutil.which("compute-sanitizer")
-    if runner.dry_run or tool is None:
-        reason = "dry run" if runner.dry_run else "compute-sanitizer is not installed"
-        print(f"[sanitizer] not run: {reason}")
-        return [Stage("sanitizer", "not run", 0.0, reason)]
-
-    def check(name: str) -> Stage:
-        return runner.run(
-            f"sanitizer-{name}",
-            (tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", _SANITIZED),
-            _LIMITS_S["sanitizer"],
-            extra_env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    with ThreadPoolExecutor(len(MODELS) + 2) as pool:
+        small = pool.submit(
+            steps.program, "smoke", "--shapes", "small", name="smoke-small", limit_s=_SMOKE_S
         )
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(check, ("memcheck", "racecheck")))
-
-
-_SANITIZED = "benchmarks.sanitize"
-
-
-def compare(runner: Runner, rows_file: Path) -> list[Stage]:
-    """The plan until the time is up; what is left out is named."""
-    stages: list[Stage] = []
-    for index, (arguments, providers) in enumerate(_TINY_PLAN if runner.dry_run else _PLAN):
-        stage = _compare_part(runner, f"compare-{index}", rows_file, arguments, providers)
-        stages.append(dataclasses.replace(stage, detail=f"{stage.detail} {' '.join(arguments)}"))
-    return stages
+        building = pool.submit(checks.build, steps)
+        others = [pool.submit(models, model) for model in MODELS]
+        done = [job.result() for job in (small, building, *others)]
+    # gae and token_rewards are CUDA C++: they had to be built.
+    sequences = ("--shapes", "sequences")
+    return [*done, steps.program("smoke", *sequences, name="smoke-sequences", limit_s=_SMOKE_S)]
 
 
-def _compare_part(
-    runner: Runner,
-    name: str,
-    rows_file: Path,
-    arguments: Sequence[str],
-    providers: Sequence[str],
-) -> Stage:
-    """One process; once more for each provider that ends its CUDA context, without that one."""
-    left = runner.time_left_s() - RESERVE_S
-    if left < _LEAST_S:
-        print(f"[{name}] not run: no time left for {' '.join(arguments)}", flush=True)
-        return Stage(name, "not run", 0.0, "no time left for")
-    device = "cpu" if runner.dry_run else "cuda"
-    seconds, rounds = ("0.05", ("2", "3")) if runner.dry_run else ("1", ("5", "50"))
-    command = (
-        *(sys.executable, "-m", "benchmarks.compare", "--device", device, *arguments),
-        *("--providers", *providers, "--seconds", seconds, "--rounds", *rounds),
-        *("--budget", f"{left - RESERVE_S / 2:.0f}", "--out", str(rows_file)),
-    )
-    stage = runner.run(name, command, left, echo=True)
-    _, lost, culprit = stage.detail.partition(CONTEXT_LOST)
-    if not lost:
-        detail = "" if stage.status == "passed" else stage.detail
-        return dataclasses.replace(stage, detail=detail)
-    others = [provider for provider in providers if provider != culprit]
-    again = _compare_part(runner, f"{name}-without-{culprit}", rows_file, arguments, others)
-    return dataclasses.replace(again, detail=f"{stage.detail}; {again.detail}")
+def ceilings(steps: Steps) -> list[Stage]:
+    tiny = ("--tiny",) if steps.runner.dry_run else ()
+    return [steps.program("ceilings", *tiny, limit_s=_CEILINGS_S * _patience(steps))]
 
 
-def run_all(
-    runner: Runner, folder: Path, device: torch.device
-) -> tuple[list[Stage], bool, list[str]]:
-    """Everything of this part: (stages, whether a check failed, lines for the end).
-
-    A comparison that missed its limit is a row of the table and fails nothing.
-    """
-    common = environment(device)
-    rows_file = results_file(common["device"], common["date"], folder)
-    checked = [build(runner), run_tests(runner), *sanitize(runner)]
-    compared = compare(runner, from_root(rows_file.resolve()))
-    rows = read_rows([rows_file]) if rows_file.exists() else []
-    write(folder)
-    return checked + compared, any(stage.bad for stage in checked), claims(rows)
+def profile(steps: Steps) -> list[Stage]:
+    arguments = ("--shapes", *_SHAPES)
+    if steps.runner.dry_run:
+        arguments = ("--shapes", "64x32x500", "--impl", "reference")
+    limit_s = _PROFILE_S * _patience(steps)
+    return [steps.program("profile", *arguments, limit_s=limit_s)]
 
 
-def claims(rows: Sequence[Row]) -> list[str]:
-    """Lines of a table with every claim and what was measured."""
-    found = verdicts(latest(rows))
-    if not found:
-        return ["", "No row of ours with a time."]
-    lines = [
-        "",
-        "| operation | shape | ignored | mode | claim | measured | asked | met |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {v.row.op} | {v.row.shape} | {v.row.ignored:g} | {v.row.mode} | {v.claim} "
-        f"| {v.measured} | {v.asked} | {'yes' if v.met else 'NO'} |"
-        for v in found
-    ]
-    return lines
+def sweep(steps: Steps) -> list[Stage]:
+    if steps.runner.dry_run:
+        tiny = ("--shapes", "32x16x300", "--ops", "linear_token_stats", "--rounds", "1", "1")
+        some = ("--candidates", "group 16", "splits of 1024 columns")
+        return [steps.program("sweep", *tiny, *some, limit_s=300.0, env=_INTERPRETED)]
+    shapes = ("--shapes", "gemma-2b:8192", "llama-3-8b:8192", "llama-2-7b:8192")
+    return [steps.program("sweep", *shapes, limit_s=_SWEEP_S)]
+
+
+def compare(steps: Steps) -> list[Stage]:
+    return comparison.compare(steps, max(steps.left_s() - _BEHIND_S, 0.0))
+
+
+def counters(steps: Steps) -> list[Stage]:
+    if steps.runner.dry_run:
+        print("[counters] not run: dry run")
+        return [Stage("counters", "not run", 0.0, "dry run"), *checks.sanitize(steps)]
+    return [steps.program("counters", limit_s=_COUNTERS_S), *checks.sanitize(steps)]
+
+
+def _patience(steps: Steps) -> float:
+    """A CPU needs longer, and its limits are there to end what hangs."""
+    return 6.0 if steps.runner.dry_run else 1.0
+
+
+STAGES: dict[str, Callable[[Steps], list[Stage]]] = {
+    "smoke": smoke,
+    "ceilings": ceilings,
+    "profile": profile,
+    "sweep": sweep,
+    "compare": compare,
+    "tests": checks.run_tests,
+    "counters": counters,
+}
+"""In this order, whatever subset is asked for."""
+# A comparison that missed its limit is a row of the table; that a sweep's or a profile's process
+# died fails nothing either.
+_CHECKS = ("build", "smoke", "tests", "sanitizer")
+
+
+def run_all(steps: Steps, wanted: Sequence[str] = tuple(STAGES)) -> tuple[list[Stage], bool]:
+    """The stages that are asked for: (how each process ended, whether a check failed)."""
+    stages = [stage for name in STAGES if name in wanted for stage in STAGES[name](steps)]
+    checked = [stage for stage in stages if stage.name.startswith(_CHECKS)]
+    return stages, any(stage.bad for stage in checked)

@@ -19,9 +19,9 @@ from benchmarks.providers.verl import Verl
 
 PROVIDERS: tuple[Provider, ...] = (
     Ours("triton"),
-    Ours("triton", recompute=True),
+    Ours("triton", workspace_bytes=0),
     Ours("cpp"),
-    Ours("cpp", recompute=True),
+    Ours("cpp", workspace_bytes=0),
     Ours("reference"),
     Eager(),
     Compiled(),

@@ -15,12 +15,16 @@ _TWO_ORDERS = ("linear_cross_entropy", "linear_ppo_loss")
 
 
 class Ours(Provider):
-    """impl="reference", "cpp" or "triton"; recompute=True asks for workspace_bytes=0."""
+    """impl="reference", "cpp" or "triton"; workspace_bytes None: the operation's own bound.
 
-    def __init__(self, impl: str, recompute: bool = False) -> None:
+    0 asks for the least memory: the logits are made again.
+    """
+
+    def __init__(self, impl: str, workspace_bytes: int | None = None) -> None:
         self.impl = impl
-        self.recompute = recompute
-        self.name = f"s2srm-{impl}{'-recompute' if recompute else ''}"
+        self.workspace_bytes = workspace_bytes
+        suffix = "" if workspace_bytes is None else f"-{_words(workspace_bytes)}"
+        self.name = f"s2srm-{impl}{suffix}"
 
     def version(self) -> str:
         try:
@@ -32,7 +36,7 @@ class Ours(Provider):
         return None
 
     def refuses(self, op: str, problem: Problem, backward: bool) -> str | None:
-        if self.recompute and not (backward and op in _TWO_ORDERS):
+        if self.workspace_bytes is not None and not (backward and op in _TWO_ORDERS):
             return "there is one order only"
         return unavailable(op, self.impl, problem.device)
 
@@ -45,8 +49,8 @@ class Ours(Provider):
             "temperature": problem.temperature,
             "impl": self.impl,
         }
-        if self.recompute:
-            keywords["workspace_bytes"] = 0
+        if self.workspace_bytes is not None:
+            keywords["workspace_bytes"] = self.workspace_bytes
         if op == "linear_cross_entropy":
             keywords["row_weight"] = problem.row_weight
             keywords["label_smoothing"] = problem.label_smoothing
@@ -66,6 +70,12 @@ class Ours(Provider):
             return {name: getattr(made, name) for name in OUTPUTS[op]}
 
         return rows
+
+
+def _words(workspace_bytes: int) -> str:
+    """recompute, 64MiB, 1000B"""
+    mib, rest = divmod(workspace_bytes, 2**20)
+    return "recompute" if workspace_bytes == 0 else f"{workspace_bytes}B" if rest else f"{mib}MiB"
 
 
 def unavailable(op: str, impl: str, device: torch.device) -> str | None:

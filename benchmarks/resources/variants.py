@@ -1,279 +1,276 @@
-"""Every kernel and configuration that can be launched, as a compiler wants to hear of it.
+"""Every kernel and configuration that the operations launch, as a compiler hears of it.
 
-For checks on a machine without a GPU: compile each variant ahead of time and look at registers,
-shared memory and instructions. A configuration is a row of `_configs`; of the options that a call
-may or may not have (bias, softcap, ...) each configuration is listed with none and with all.
+For a machine without a GPU. The public operations run on small CPU tensors with the Triton engine
+told which chip it has; each launch is recorded with what Triton makes of its arguments (signature,
+constants, divisibility), and no kernel runs. So a variant is what a launch would compile, and a new
+kernel or option is found as soon as a call of `_calls` reaches it.
+
+Left out: numbers (every buffer holds what it held); process groups, whose kernels are the same.
 """
 
-# triton annotates its functions only in part.
+# triton and torch annotate their functions only in part.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 # pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
-import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from s2srm_kernels.checks import kept_dtype
-from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
-from s2srm_kernels.triton import configs, launch
-from s2srm_kernels.triton.backward import (
-    logit_gradients_kernel,
-    scale_kernel,
-    set_targets_kernel,
-    stored_gradients_kernel,
-)
-from s2srm_kernels.triton.configs import Tile
-from s2srm_kernels.triton.engine import ONE_PASS_DTYPES
-from s2srm_kernels.triton.forward import (
-    add_kernel,
-    merge_kernel,
-    statistics_kernel,
-    target_logits_kernel,
-)
+import s2srm_kernels as ops
+from s2srm_kernels import dispatch
+from s2srm_kernels.triton import configs, engine, problem
 
 ARCHITECTURES = (80, 90, 100)
-_NAMES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
+# Multiprocessors of an A100, an H100 and a B200: programs of a persistent grid.
+MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
 }
-_INPUTS = ("hidden", "weight", "bias", "exponentials", "stored", "gradients", "matrix")
-# Written part by part, through a descriptor where the path has them.
-_STORES = ("exponentials", "gradients")
-_SUMS = (
-    *("logits", "target_logits", "fixed_references", "partial", "tile_lse", "references"),
-    *("packed", "coefficients", "values", "factor"),
-)
-_ARRAYS = {
-    "columns": "*i32",
-    "active": "*i32",
-    "holds_target": "*i8",
-    "far": "*i8",
-    "live_blocks": "*i8",
-}
-_DOUBLES = ("softcap", "temperature", "lowest", "limit")
-# Multiples of 16 wherever the tensors are aligned: what a launch would find out by itself.
-_ALIGNED = (
-    "depth",
-    "split_columns",
-    "hidden_stride",
-    "weight_stride_v",
-    "exponentials_stride",
-    "gradients_stride",
-    "stored_stride",
-    "matrix_stride",
-)
-# Strides between neighbours.
-_ONE = ("weight_stride_d",)
+# Where each option is compiled alone too: the chip and dtypes that the kernels are tuned for.
+ONE_BY_ONE = {(90, "bf16"), (90, "fp16")}
+# Rows and a vocabulary of several tiles and splits; every size a multiple of 16, as real ones.
+_ROWS, _DEPTH, _COLUMNS = 144, 64, 2304
+# No multiple of a tile in any direction, but of the 16 bytes that descriptors need.
+_UNEVEN_DEPTH, _UNEVEN_COLUMNS = 72, 2307
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation: triton.compile(ASTSource(kernel, signature, constexprs, attrs), ...).
+    """One compilation: triton.compile(source of (kernel, signature, constexprs, attrs), options).
 
-    name is unique. matrix: it makes products, on the matrix units where the dtype has them. dtype
-    is the inputs' ("bf16", ...), arch the compute capability (90).
+    name is unique: kernel, path of its copies, options, dtype, chip. dtype is the inputs' ("bf16",
+    ...), arch the compute capability (90), case the inputs' label ("plain", "full", "unaligned").
     """
 
     name: str
     kernel: Any
     signature: dict[str, str]
-    constexprs: dict[str, Any]
-    attrs: dict[tuple[int, ...], list[list[Any]]]
-    num_warps: int
-    num_stages: int
-    matrix: bool
+    constexprs: dict[Any, Any]
+    attrs: dict[Any, Any]
+    options: dict[str, Any]
     dtype: str
     arch: int
+    case: str = ""
+
+    def constant(self, name: str) -> Any:
+        """The value of one constant of the kernel; None where it has no such."""
+        if name not in self.kernel.arg_names:
+            return None
+        place = self.kernel.arg_names.index(name)
+        return self.constexprs.get(name, self.constexprs.get((place,)))
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Options of the compiler, as at a launch."""
-        return {
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "enable_fp_fusion": False,
-        }
+    def matrix(self) -> bool:
+        """Whether it makes products, on the matrix units where the dtype has them."""
+        return self.constant("BLOCK_K") is not None
+
+    @property
+    def tile(self) -> str:
+        """Rows x columns of a tile of products, "-" where there is none."""
+        if not self.matrix:
+            return "-"
+        return f"{self.constant('BLOCK_M')}x{self.constant('BLOCK_N')}"
+
+    def source(self) -> Any:
+        """What triton.compile takes."""
+        gluon = isinstance(self.kernel, GluonJITFunction)
+        kind = GluonASTSource if gluon else ASTSource
+        return kind(self.kernel, self.signature, self.constexprs, self.attrs)
 
 
-def variants() -> Iterator[Variant]:
-    """All of them, architecture by architecture."""
-    for arch in ARCHITECTURES:
-        for dtype in _NAMES:
-            yield from _variants(arch, dtype)
+def find(name: str) -> Variant:
+    """The variant of that name; KeyError where there is none."""
+    dtype, chip = name.split(".")[0].split("-")[-2:]
+    listed = variants_of(int(chip.removeprefix("sm_")), dtype)
+    return {variant.name: variant for variant in listed}[name]
 
 
-def _variants(arch: int, dtype: torch.dtype) -> Iterator[Variant]:
+@dataclass(frozen=True)
+class _Case:
+    """One set of inputs. aligned: rows begin at multiples of 16 bytes, as descriptors need."""
+
+    label: str
+    aligned: bool
+    full: bool
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """hidden, weight, target and the head's options."""
+        depth = _UNEVEN_DEPTH if self.full else _DEPTH
+        columns = _UNEVEN_COLUMNS if self.full else _COLUMNS
+        stride = depth if self.aligned else depth + 1
+        hidden = torch.zeros(_ROWS, stride, dtype=dtype)[:, :depth].requires_grad_()
+        weight = torch.zeros(columns, stride, dtype=dtype)[:, :depth].requires_grad_()
+        target = torch.arange(_ROWS) % columns
+        if not self.full:
+            return hidden, weight, target, {}
+        bias = torch.zeros(columns, dtype=dtype, requires_grad=True)
+        return hidden, weight, target, {"bias": bias, "softcap": 12.0, "temperature": 1.5}
+
+
+_CASES = (
+    _Case("plain", aligned=True, full=False),
+    _Case("full", aligned=True, full=True),
+    _Case("unaligned", aligned=False, full=True),
+)
+
+
+def _calls(case: _Case, dtype: torch.dtype, one_by_one: bool) -> Iterator[Callable[[], Any]]:
+    """Calls that reach every kernel: both orders of the losses; options together, or each alone."""
+    hidden, weight, target, options = case.inputs(dtype)
+    head = (hidden, weight, target)
+    options: dict[str, Any] = options | {"impl": "triton"}
+    rows = torch.zeros(_ROWS)
+
+    def cross_entropy(**extra: Any) -> None:
+        ops.linear_cross_entropy(*head, **extra, **options).backward()
+
+    def logprobs(with_entropy: bool) -> None:
+        found = ops.linear_logprobs(*head, with_entropy=with_entropy, **options)
+        (found.logprobs.sum() + (found.entropy.sum() if with_entropy else 0)).backward()
+
+    def ppo_loss(entropy_coef: float) -> None:
+        loss = ops.linear_ppo_loss(*head, rows, rows, entropy_coef=entropy_coef, **options)
+        loss.loss.backward()
+
+    yield lambda: ops.linear_token_stats(*head, **options)
+    yield lambda: logprobs(True)
+    yield lambda: ppo_loss(0.01)
+    # Nothing fits no workspace: the logits are made again.
+    yield lambda: cross_entropy(workspace_bytes=0, label_smoothing=0.1, skip_mass=1e-3)
+    yield cross_entropy
+    if one_by_one:
+        yield lambda: logprobs(False)
+        yield lambda: ppo_loss(0.0)
+        yield lambda: cross_entropy(label_smoothing=0.1)
+        yield lambda: cross_entropy(workspace_bytes=0)
+        yield lambda: cross_entropy(workspace_bytes=0, skip_mass=1e-3)
+
+
+def _hopper_calls(case: _Case, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
+    """Calls that reach every variant of the opt-in kernel."""
+    hidden, weight, target, _ = case.inputs(dtype)
+
+    def call(operation: Callable[..., Any], **options: Any) -> None:
+        with patch.dict(os.environ, {"S2SRM_HOPPER": "1"}):
+            operation(hidden, weight, target, impl="triton", **options)
+
+    yield lambda: call(ops.linear_token_stats)
+    yield lambda: call(ops.linear_logprobs, with_entropy=False)
+    yield lambda: call(ops.linear_logprobs, with_entropy=True)
+    yield lambda: call(ops.linear_cross_entropy)
+
+
+@functools.cache
+def variants() -> tuple[Variant, ...]:
+    """All of them, architecture by architecture, each with a name of its own."""
+    return tuple(v for arch in ARCHITECTURES for dtype in DTYPES for v in variants_of(arch, dtype))
+
+
+@functools.cache
+def variants_of(arch: int, dtype: str) -> tuple[Variant, ...]:
+    """Those of one chip and dtype; the second with one name ends in ".2"."""
+    found: dict[str, Variant] = {}
+    names = Counter[str]()
+    for case in _CASES:
+        if case.label == "unaligned" and DTYPES[dtype].itemsize > 2:
+            # The other dtypes have pointers alone, and uneven sizes are in `full`.
+            continue
+        with _launches(arch) as launches:
+            alone = case.label == "plain" and (arch, dtype) in ONE_BY_ONE
+            for call in _calls(case, DTYPES[dtype], alone):
+                call()
+            if (arch, dtype) in ONE_BY_ONE and case.label == "plain":
+                for call in _hopper_calls(case, DTYPES[dtype]):
+                    call()
+        for kernel, arguments, options in launches:
+            variant = _specialise(kernel, arguments, options, arch, dtype, case)
+            key = str((kernel.__name__, variant.signature, variant.constexprs, variant.attrs))
+            if key in found:
+                continue
+            names[variant.name] += 1
+            if (count := names[variant.name]) > 1:
+                variant = replace(variant, name=f"{variant.name}.{count}")
+            found[key] = variant
+    return tuple(found.values())
+
+
+@contextmanager
+def _launches(arch: int) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
+    """Kernel, arguments and options of each launch inside, none of which takes place.
+
+    CPU tensors count as tensors of a GPU of compute capability `arch`.
+    """
+    seen: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        seen.append((kernel, arguments, options))
+
     family = configs.family_of(divmod(arch, 10))
-    paths = [False]
-    if dtype.itemsize == 2 and family in configs.DESCRIPTOR_FAMILIES:
-        paths.append(True)
-    for descriptors, full in itertools.product(paths, (False, True)):
-        yield from _logit_kernels(arch, family, dtype, descriptors, full)
-    stored = [configs.logits_tile("stored_statistics", family, dtype, path) for path in paths]
-    widths = sorted({tile.block_n for tile in stored})
-    for width, full in itertools.product(widths, (False, True)):
-        constexprs = {
-            "LOG_STORE_SCALE": 0.0,
-            "BLOCK_R": launch.STORED_ROWS,
-            "WIDTH": width,
-            "HAS_ENTROPY": full,
-            "HAS_CONSTANT": full,
-            "CAPPED": full,
-        }
-        name = f"stored_gradients-{width}-" + ("full" if full else "plain")
-        warps = launch.STORED_WARPS
-        yield _variant(name, stored_gradients_kernel, arch, dtype, constexprs, warps, 1)
-    for full in (False, True):
-        fields = dict.fromkeys(("ARGMAX", "COUNT", "ENTROPY", "MEAN"), full)
-        yield _variant(
-            "merge-" + ("full" if full else "plain"),
-            merge_kernel,
-            arch,
-            dtype,
-            {"BLOCK_R": launch.MERGE_ROWS} | fields,
-            launch.MERGE_WARPS,
-            3,
-        )
-    if dtype in ONE_PASS_DTYPES:
-        fields = {"BLOCK_R": stored[0].block_m, "FAST": True}
-        for entropy, first in itertools.product((False, True), (False, True)):
-            name = "add" + ("-entropy" if entropy else "") + ("-first" if first else "")
-            constexprs = fields | {"ENTROPY": entropy, "FIRST": first}
-            yield _variant(name, add_kernel, arch, dtype, constexprs, launch.ADD_WARPS, 3)
-        constexprs = {"BLOCK_R": launch.SET_ROWS}
-        yield _variant("set_targets", set_targets_kernel, arch, dtype, constexprs, 4, 3)
-    if dtype == kept_dtype(dtype):
-        constexprs = {"BLOCK": launch.SCALE_BLOCK, "NUM_PROGRAMS": 8 * 132}
-        yield _variant("scale", scale_kernel, arch, dtype, constexprs, launch.SCALE_WARPS, 3)
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(JITFunction, "run", record))
+        for module, name, value in (
+            (problem, "family_on", lambda device: family),
+            (problem, "programs_on", lambda device: MULTIPROCESSORS[arch]),
+            # More than one chunk of columns, whose products are added up.
+            (engine, "GRADIENT_CHUNK_BYTES", 0),
+        ):
+            stack.enter_context(patch.object(module, name, value))
+        _serve_cpu_tensors()
+        yield seen
 
 
-def _logit_kernels(
-    arch: int, family: str, dtype: torch.dtype, descriptors: bool, full: bool
-) -> Iterator[Variant]:
-    """The kernels that make logits; `full` with every option, and sizes that fill no tile."""
-    label = ("tma" if descriptors else "pointers") + ("-full" if full else "-plain")
-    options = {
-        "HAS_BIAS": full,
-        "CAPPED": full,
-        "SCALED": full,
-        # Descriptors need rows of 16 bytes, not of a whole block.
-        "EVEN_K": not full,
-    }
-
-    def tiled(kernel: str) -> tuple[Tile, dict[str, Any]]:
-        wanted = descriptors and configs.has_descriptors(kernel, family)
-        tile = configs.logits_tile(kernel, family, dtype, wanted)
-        schedule = {
-            "TMA": tile.descriptors,
-            "FAST": dtype.itemsize == 2,
-            "EVEN_N": not full,
-            "PARTS": tile.parts,
-            "GROUP": tile.group,
-            "NUM_PROGRAMS": 132,
-        }
-        return tile, _blocks(tile) | options | schedule
-
-    tile, constexprs = tiled("statistics")
-    warps = (tile.num_warps, tile.num_stages)
-    target = {k: v for k, v in constexprs.items() if k in target_logits_kernel.arg_names}
-    target["PARTS"] = launch.TARGET_PARTS
-    yield _variant(f"target_logits-{label}", target_logits_kernel, arch, dtype, target, *warps)
-    fields = ("ARGMAX", "COUNT", "ENTROPY", "MEAN", "TILE_LSE")
-    kinds = {
-        "statistics": {"ARGMAX", "COUNT", "ENTROPY"},
-        "statistics-logprobs": {"ENTROPY"},
-        "statistics-lse": set[str](),
-    }
-    if full:
-        kinds = {"statistics": set(fields)}
-    plain = {"FIXED": False, "STORE": False, "STORE_SCALE": 1.0}
-    for kind, wanted in kinds.items():
-        flags = {field: field in wanted for field in fields}
-        name = f"{kind}-{label}"
-        yield _variant(name, statistics_kernel, arch, dtype, constexprs | plain | flags, *warps)
-    if configs.has_descriptors("stored_statistics", family) or not descriptors:
-        tile, constexprs = tiled("stored_statistics")
-        warps = (tile.num_warps, tile.num_stages)
-        kinds = {"stored_statistics": {"ENTROPY", "MEAN"} if full else {"ENTROPY"}}
-        if dtype in ONE_PASS_DTYPES:
-            kinds |= {"exponentials": {"ENTROPY"} if full else set()}
-            if not full:
-                kinds |= {"exponentials-entropy": {"ENTROPY"}}
-        for kind, wanted in kinds.items():
-            flags = {field: field in wanted for field in fields}
-            flags |= {"FIXED": kind.startswith("exponentials"), "STORE": True, "STORE_SCALE": 1.0}
-            name = f"{kind}-{label}"
-            yield _variant(name, statistics_kernel, arch, dtype, constexprs | flags, *warps)
-    tile, constexprs = tiled("gradients")
-    warps = (tile.num_warps, tile.num_stages)
-    terms = {"HAS_ENTROPY": full, "HAS_CONSTANT": full, "HAS_LIVE": full}
-    terms |= {"SKIP_ROWS": SKIP_ROWS, "SKIP_COLUMNS": SKIP_COLUMNS}
-    name = f"logit_gradients-{label}"
-    yield _variant(name, logit_gradients_kernel, arch, dtype, constexprs | terms, *warps)
+@functools.cache
+def _serve_cpu_tensors() -> None:
+    """Register the engine for CPU tensors too, as the interpreter does."""
+    reason = dispatch.load("triton")
+    if reason is not None:
+        raise ImportError(reason)
+    if problem.INTERPRETED:
+        raise ValueError("TRITON_INTERPRET is set: the interpreter's kernels cannot be compiled")
+    dispatch.implement("triton", "CPU", engine.TritonEngine())
 
 
-def _blocks(tile: Tile) -> dict[str, int]:
-    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-
-
-def _variant(
-    name: str,
+def _specialise(
     kernel: Any,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
     arch: int,
-    dtype: torch.dtype,
-    constexprs: dict[str, Any],
-    num_warps: int,
-    num_stages: int,
+    dtype: str,
+    case: _Case,
 ) -> Variant:
-    """Fill in the signature from the names of the kernel's arguments."""
-    short = _NAMES[dtype]
-    sums = "fp64" if dtype == torch.float64 else "fp32"
-    constexprs = dict(constexprs)
-    constexprs["ACCUMULATOR"] = tl.float64 if dtype == torch.float64 else tl.float32
-    constexprs |= {argument: 1 for argument in _ONE if argument in kernel.arg_names}
-    signature: dict[str, str] = {}
-    attrs: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, argument in enumerate(kernel.arg_names):
-        if argument in constexprs:
-            signature[argument] = "constexpr"
-            continue
-        if argument in ("hidden", "weight") and constexprs.get("TMA"):
-            rows = constexprs["BLOCK_M" if argument == "hidden" else "BLOCK_N"]
-            signature[argument] = f"tensordesc<{short}[{rows}, {constexprs['BLOCK_K']}]>"
-            continue
-        if argument in _STORES and constexprs.get("TMA") and constexprs.get("STORE", True):
-            width = constexprs["BLOCK_N"] // constexprs["PARTS"]
-            signature[argument] = f"tensordesc<{short}[{constexprs['BLOCK_M']}, {width}]>"
-            continue
-        if argument in _INPUTS:
-            signature[argument] = f"*{short}"
-        elif argument in _SUMS:
-            signature[argument] = f"*{sums}"
-        elif argument == "gradient":
-            signature[argument] = f"*{short}"
-        elif argument in _ARRAYS:
-            signature[argument] = _ARRAYS[argument]
-        else:
-            signature[argument] = "fp64" if argument in _DOUBLES else "i32"
-        if signature[argument].startswith("*") or argument in _ALIGNED:
-            attrs[(index,)] = [["tt.divisibility", 16]]
-    return Variant(
-        name=f"{name}-{short}-sm_{arch}",
-        kernel=kernel,
-        signature=signature,
-        constexprs=constexprs,
-        attrs=attrs,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        matrix="BLOCK_K" in kernel.arg_names,
-        dtype=short,
-        arch=arch,
+    """What Triton compiles for a launch: the steps of JITFunction.run up to there."""
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    options = {"debug": False, "instrumentation_mode": "", **options}
+    bound, specialization, given = bind(*arguments, **options)
+    _, signature, constexprs, attrs = kernel._pack_args(
+        backend, options, bound, specialization, given
     )
+    compiler = {k: v for k, v in options.items() if k not in kernel.arg_names}
+    variant = Variant("", kernel, signature, constexprs, attrs, compiler, dtype, arch, case.label)
+    return replace(variant, name=_name(variant))
+
+
+def _name(variant: Variant) -> str:
+    """statistics-tma-count-plain-bf16-sm_90: kernel, path, options that are on, sizes, inputs."""
+    words = [variant.kernel.__name__.removesuffix("_kernel")]
+    flags = [name for name in variant.kernel.arg_names if variant.constant(name) is True]
+    words += [name.lower() for name in flags if not name.startswith("EVEN") and name != "FAST"]
+    return "-".join([*words, variant.case, variant.dtype, f"sm_{variant.arch}"])

@@ -207,7 +207,8 @@ void run_noise(int64_t seed, int64_t position, int64_t first_id, Tensor& out) {
 // log p(target), entropy, lse and mean log p; `given` says which of the last three are there.
 template <class T>
 Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int64_t num_total,
-                                  const Optional& kept, const Head<T>& head) {
+                                  const Optional& kept, const Optional& entry_columns,
+                                  const Optional& entry_values, const Head<T>& head) {
   const int64_t n = head.num_rows;
   const T* base = data<T>(coefficients, 8 * n, "coefficients must be (8, R)");
   const auto field = [&](int64_t i) {
@@ -221,14 +222,26 @@ Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int
           "kept must be (>= ceil(R / 128), ceil(V / 256)) bool");
     blocks = static_cast<const bool*>(kept->const_data_ptr());
   }
-  return {field(0), field(1), field(2), field(3),  field(4), field(5),
-          field(6), field(7), num_total, blocks, kept ? kept->size(1) : 0};
+  Coefficients<T> made = {field(0), field(1), field(2),  field(3), field(4),
+                          field(5), field(6), field(7),  num_total, blocks,
+                          kept ? kept->size(1) : 0, 0,   nullptr,  nullptr};
+  if (entry_columns) {
+    check(entry_columns->scalar_type() == ScalarType::Long && entry_columns->is_contiguous() &&
+              entry_columns->dim() == 2 && entry_columns->size(0) == n && entry_values.has_value(),
+          "entry_columns must be (R, K) int64, with values");
+    made.num_entries = entry_columns->size(1);
+    made.entry_columns = static_cast<const int64_t*>(entry_columns->const_data_ptr());
+    made.entry_values =
+        data<T>(entry_values, entry_columns->numel(), "entry_values must be (R, K)");
+  }
+  return made;
 }
 
 void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
                    const Optional& bias, const Tensor& target, double softcap, double temperature,
                    const Tensor& coefficients, int64_t given, int64_t num_total,
-                   const Optional& kept, Tensor& logits, bool stored, bool accumulate,
+                   const Optional& kept, const Optional& entry_columns,
+                   const Optional& entry_values, Tensor& logits, bool stored, bool accumulate,
                    Optional d_hidden, Optional d_weight, Optional d_bias) {
   constexpr int64_t kStoredSpan = 32 * kTileColumns;
   with_head(hidden, rows, weight, bias, target, softcap, temperature,
@@ -247,7 +260,8 @@ void run_gradients(const Tensor& hidden, const Tensor& rows, const Tensor& weigh
               out.accumulate = accumulate;
               check(!stored || logits.size(0) == head.num_columns, "logits must have V rows");
               prefer_huge_pages(d_weight);
-              const auto inputs = make_coefficients(coefficients, given, num_total, kept, head);
+              const auto inputs = make_coefficients(coefficients, given, num_total, kept,
+                                                    entry_columns, entry_values, head);
               gradients(head, kernels, inputs, logits_data<T>(logits, head.num_rows),
                         logits.stride(0), stored ? kStoredSpan : logits.size(0), stored, out);
             });
@@ -285,9 +299,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
         " Tensor(b!) perturbed, Tensor(c!) columns) -> ()");
   m.def("cpu_noise(int seed, int position, int first_id, Tensor(a!) out) -> ()");
   m.def("cpu_gradients(" S2SRM_HEAD
-        ", Tensor coefficients, int given, int num_total, Tensor? kept, Tensor(a!) logits,"
-        " bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
-        " Tensor(d!)? d_bias) -> ()");
+        ", Tensor coefficients, int given, int num_total, Tensor? kept, Tensor? entry_columns,"
+        " Tensor? entry_values, Tensor(a!) logits, bool stored, bool accumulate,"
+        " Tensor(b!)? d_hidden, Tensor(c!)? d_weight, Tensor(d!)? d_bias) -> ()");
   m.def("cpu_elementwise(Tensor x, str function, Tensor(a!) out) -> ()");
 }
 

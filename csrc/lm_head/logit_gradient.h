@@ -124,6 +124,17 @@ class LogitGradients {
                             row_coefficients(first_row), z, stride);
     for (int64_t r = 0; r < rows; ++r)
       if (T* place = entry(r)) *place = at_target[r];
+    set_entries(z, stride, first_row, rows, first_column, columns);
+  }
+
+  void set_entries(T* z, int64_t stride, int64_t first_row, int64_t rows, int64_t first_column,
+                   int64_t columns) const {
+    const auto& in = span_.coefficients;
+    for (int64_t i = 0; i < rows * in.num_entries; ++i) {
+      const int64_t at = first_row * in.num_entries + i;
+      const int64_t c = in.entry_columns[at] - first_column;
+      if (c >= 0 && c < columns) z[c * stride + i / in.num_entries] = in.entry_values[at];
+    }
   }
 
   // 1 - p as -expm1(log p): a confident target, whose p is nearly 1, keeps its digits.

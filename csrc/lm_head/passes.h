@@ -31,6 +31,11 @@ struct Coefficients {
   int64_t num_total;
   const bool* kept;  // blocks: [row / kBlockRows * kept_stride + column / kTileColumns]
   int64_t kept_stride;
+  // Gradients that are known already, num_entries a row: entry_values stand in place of what the
+  // formula gives at entry_columns, -1 where there is no such column here.
+  int64_t num_entries;
+  const int64_t* entry_columns;
+  const T* entry_values;
 };
 
 // Null: not needed. hidden (N, width): live rows are written, the others left alone. weight

@@ -9,21 +9,23 @@ any knowledge of models, tokenizers or trainers.
 from s2srm_kernels.lm_head.skipping import SkipReport
 from s2srm_kernels.ops.gae import Advantages, gae
 from s2srm_kernels.ops.linear_cross_entropy import linear_cross_entropy
-from s2srm_kernels.ops.linear_logprobs import Logprobs, linear_logprobs
+from s2srm_kernels.ops.linear_logprobs import Logprobs, LogprobsAtIds, linear_logprobs
 from s2srm_kernels.ops.linear_ppo_loss import PPOLoss, PPOMetrics, linear_ppo_loss
 from s2srm_kernels.ops.linear_sample import Samples, linear_sample
-from s2srm_kernels.ops.linear_token_stats import TokenStats, linear_token_stats
+from s2srm_kernels.ops.linear_token_stats import TokenStats, TokenStatsAtIds, linear_token_stats
 from s2srm_kernels.ops.token_rewards import TokenRewards, token_rewards
 
 __all__ = [
     "Advantages",
     "Logprobs",
+    "LogprobsAtIds",
     "PPOLoss",
     "PPOMetrics",
     "Samples",
     "SkipReport",
     "TokenRewards",
     "TokenStats",
+    "TokenStatsAtIds",
     "gae",
     "linear_cross_entropy",
     "linear_logprobs",

@@ -18,9 +18,14 @@ inline void multiply(Words32 x, uint32_t factor, Words32& high, Words32& low) {
   const Words32 factors = Words32{} + factor;
   const Words64 even = even_products(x, factors);
   const Words64 odd = even_products((Words32)((Words64)x >> 32), factors);
-  constexpr uint64_t mask = 0xffffffff;
-  low = (Words32)((even & mask) | (odd << 32));
-  high = (Words32)((even >> 32) | (odd & ~mask));
+  constexpr auto is_odd = [](int64_t) {
+    Words32 odd = {};
+    for (int64_t i = 1; i < kNoiseLanes; i += 2) odd[i] = ~uint32_t(0);
+    return odd;
+  };
+  const Words32 odd_lanes = is_odd(0);
+  low = odd_lanes ? (Words32)(odd << 32) : (Words32)even;
+  high = odd_lanes ? (Words32)odd : (Words32)(even >> 32);
 }
 
 struct Philox {

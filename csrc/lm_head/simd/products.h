@@ -56,14 +56,17 @@ void product_rest(int64_t rest, int64_t depth, int64_t run, const T* a, int64_t 
 template <class T, int vectors, bool packed>
 void product_panel(int64_t rows, int64_t depth, int64_t run, const T* a, int64_t a_stride,
                    const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch) {
+  // As many sums whatever the vectors are: a few of them would wait for each other.
+  constexpr int times = packed ? 1 : std::min(kVectors / vectors, 16 / kRows);
+  constexpr int block = kRows * times;
   if (packed) a_stride = depth;  // a block of kRows rows takes kRows * depth elements either way
   int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows) {
-    prefetch.advance();
-    product_block<T, kRows, vectors, packed>(depth, run, a + i * a_stride, a_stride, b,
+  for (; i + block <= rows; i += block) {
+    for (int t = 0; t < times; ++t) prefetch.advance();
+    product_block<T, block, vectors, packed>(depth, run, a + i * a_stride, a_stride, b,
                                              c + i * c_stride, c_stride, accumulate);
   }
-  product_rest<T, vectors, packed, kRows - 1>(rows - i, depth, run, a + i * a_stride, a_stride, b,
+  product_rest<T, vectors, packed, block - 1>(rows - i, depth, run, a + i * a_stride, a_stride, b,
                                               c + i * c_stride, c_stride, accumulate);
 }
 

@@ -21,6 +21,7 @@ from s2srm_kernels.lm_head.engine import (
     ALL,
     SKIP_COLUMNS,
     Draws,
+    Entries,
     RowStatistics,
     ThreeGradients,
     Upstream,
@@ -42,10 +43,18 @@ _MAX_SPAN_COLUMNS = 8192
 class CppEngine:
     """`Engine` in C++ on the CPU. The results do not depend on the number of threads."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         problem = _Problem(head)
-        out = problem.empty(head.num_live)
-        torch.ops.s2srm.cpu_target_logits(*problem.arguments(), out)
+        if columns is None:
+            out = problem.empty(head.num_live)
+            torch.ops.s2srm.cpu_target_logits(*problem.arguments(), out)
+            return out
+        out = problem.empty(*columns.shape)
+        rows = head.rows.repeat_interleave(columns.shape[1])
+        hidden, _, weight, bias, _, *options = problem.arguments()
+        torch.ops.s2srm.cpu_target_logits(
+            *(hidden, rows, weight, bias, columns.flatten(), *options), out.view(-1)
+        )
         return out
 
     def statistics(
@@ -63,15 +72,16 @@ class CppEngine:
     def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
         problem = _Problem(head)
         num_rows = head.num_live
-        draws = Draws(problem.empty(num_rows, 7), problem.empty(num_rows), head.rows.clone())
+        packed = problem.empty(num_rows, 7)
+        perturbed, columns = problem.empty(num_rows), torch.empty_like(head.rows)
         torch.ops.s2srm.cpu_sample(
             *problem.arguments(),
             *(None, None) if noise is None else (part.contiguous() for part in noise),
             head.shard.offset,
             None if suppressed is None else suppressed.contiguous(),
-            *draws,
+            *(packed, perturbed, columns),
         )
-        return draws
+        return Draws(perturbed, columns, packed)
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
@@ -129,13 +139,14 @@ class CppEngine:
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         problem = _Problem(head)
         dtype = head.hidden.dtype
         gradients = problem.buffers(needs, dtype)
         workspace = problem.span_workspace()
         rows = slice(0, head.num_live)
-        problem.gradients(rows, statistics, upstream, live, gradients, workspace)
+        problem.gradients(rows, statistics, upstream, live, gradients, workspace, entries=entries)
         d_hidden, d_weight, d_bias = gradients.result(head)
         if head.shard.group is None:
             d_hidden = d_hidden.to(dtype)
@@ -235,6 +246,7 @@ class _Problem:
         gradients: _Gradients,
         logits: Tensor,
         stored: bool = False,
+        entries: Entries | None = None,
     ) -> None:
         """Add the gradients of a slice of the live rows; of the first slice, set them.
 
@@ -251,6 +263,7 @@ class _Problem:
             *self.arguments(rows),
             *(torch.stack(fields), given, self.head.shard.num_total),
             None if live is None else live.contiguous(),
+            *(None, None) if entries is None else (part.contiguous() for part in entries),
             *(logits, stored, rows.start > 0),
             *gradients,
         )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from s2srm_kernels.lm_head.engine import Engine, RowStatistics, ThreeGradients, Upstream
+from s2srm_kernels.lm_head.engine import Engine, Entries, RowStatistics, ThreeGradients, Upstream
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import all_reduce_
 
@@ -39,6 +39,22 @@ def scale_on_host_(gradients: Sequence[Tensor], factor: Tensor) -> None:
         gradient.copy_(gradient.to(factor.dtype) * factor)
 
 
+def set_entries_(dz: Tensor, entries: Entries, rows: slice, first_column: int) -> None:
+    """Write the entries of a slice of the live rows to dz (>= r, C), whose columns begin there.
+
+    Nothing waits for the device. An entry of another column is written where one of the row's own
+    is, with that one's value, or where there is none the row's first with what it holds.
+    """
+    local = entries.columns[rows] - first_column
+    here = (entries.columns[rows] >= 0) & (local >= 0) & (local < dz.shape[1])
+    part = dz[: len(local)]
+    some = here.byte().argmax(dim=1, keepdim=True)
+    place, values = local.where(here, local.gather(1, some)), entries.values[rows].to(dz.dtype)
+    values = values.where(here, values.gather(1, some))
+    none = ~here.any(dim=1, keepdim=True)
+    part.scatter_(1, place.masked_fill(none, 0), values.where(~none, part[:, :1]))
+
+
 def recompute_gradients(
     engine: Engine,
     head: Head,
@@ -46,12 +62,15 @@ def recompute_gradients(
     upstream: Upstream,
     needs: Sequence[bool],
     live: Tensor | None = None,
+    entries: Entries | None = None,
 ) -> ThreeGradients:
     """Gradients in the inputs' dtype with the logits made again, d_hidden summed over the ranks."""
     if head.num_live == 0:
         d_hidden, d_weight, d_bias = no_gradients(head, needs)
     else:
-        d_hidden, d_weight, d_bias = engine.gradients(head, statistics, upstream, needs, live)
+        d_hidden, d_weight, d_bias = engine.gradients(
+            head, statistics, upstream, needs, live, entries
+        )
         if needs[0]:
             all_reduce_(d_hidden, head.shard)
     dtype = head.hidden.dtype

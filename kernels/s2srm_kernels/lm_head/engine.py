@@ -69,8 +69,12 @@ class RowStatistics(NamedTuple):
     @property
     def logprobs(self) -> Tensor:
         """log p(target), never above 0."""
-        below = widened(self.target_logit) - widened(self.max_logit)
-        return (below - self._log_sum()).to(self.log_sum.dtype)
+        return self.logprobs_at(self.target_logit[:, None]).squeeze(1)
+
+    def logprobs_at(self, logits: Tensor) -> Tensor:
+        """(R, K) logits of the rows -> their log p."""
+        below = widened(logits) - self.max_logit[:, None]
+        return (below - self._log_sum()[:, None]).to(self.log_sum.dtype)
 
     @property
     def entropy(self) -> Tensor:
@@ -105,17 +109,27 @@ class Upstream(NamedTuple):
         return Upstream(function(self.logprobs), entropy, lse, mean_logprob)
 
 
+class Entries(NamedTuple):
+    """Gradients dz of single logits that are known already: (R, K) columns, -1 where there is no
+    such column on this rank, and values in the compute dtype. Of a column that stands twice in a
+    row both values are the same."""
+
+    columns: Tensor
+    values: Tensor
+
+
 class Draws(NamedTuple):
     """What `Engine.sample` found among this rank's columns.
 
-    packed (R, 7): the bits of `statistics`, with the drawn column's logit in place of the target's.
     perturbed (R,): the largest perturbed logit, compute dtype, -inf where all are suppressed.
     columns (R,) int64: where it is, of equal ones the lowest.
+    packed (R, 7): the bits of `statistics` with these columns for targets; None where they are not
+    to be had in the same pass.
     """
 
-    packed: Tensor
     perturbed: Tensor
     columns: Tensor
+    packed: Tensor | None
 
 
 UpstreamOf = Callable[[RowStatistics, slice], Upstream]
@@ -124,8 +138,10 @@ UpstreamOf = Callable[[RowStatistics, slice], Upstream]
 class Engine(Protocol):
     """R live rows, V columns of this rank, T = ceil(V / SKIP_COLUMNS) tiles of columns."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         """(R,) compute dtype: each row's logit at its target, -inf where another rank owns it.
+
+        With columns (R, K), -1 for none: (R, K) logits at those.
 
         The same bits as the same logit inside `statistics`, so that ties are told from maxima.
         """
@@ -193,11 +209,13 @@ class Engine(Protocol):
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         """The logits made again, with the merged statistics: up to three products.
 
         live: (>= ceil(R / SKIP_ROWS), T) bool; a block where it is False adds nothing to any
-        gradient and need not be computed. Gradients in the inputs' dtype, rounded once; with a
+        gradient and need not be computed. entries stand in place of what the formula of `backward`
+        gives for them; their blocks are live. Gradients in the inputs' dtype, rounded once; with a
         group d_hidden is this rank's share alone, in the compute dtype.
         """
         ...

@@ -10,6 +10,7 @@ anything is read.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -89,9 +90,19 @@ class Head:
         self.shard: Shard = find_shard(group, weight.shape[0], weight.device, facts)
         self.rows = live_rows(target, ignore_index, self.shard.num_total)
         self.target = target[self.rows].long()
-        local = self.target - self.shard.offset
+        self.columns = self.columns_of(self.target)
+
+    def columns_of(self, ids: Tensor) -> Tensor:
+        """Ids of the whole vocabulary -> columns on this rank, -1 where another rank owns it."""
+        local = ids - self.shard.offset
         owned = (local >= 0) & (local < self.shard.num_local)
-        self.columns = local.where(owned, -1)
+        return local.where(owned, -1)
+
+    def retarget(self, target: Tensor) -> Head:
+        """The same head and rows with other targets (R,) int64."""
+        head = copy.copy(self)
+        head.target, head.columns = target, self.columns_of(target)
+        return head
 
     @property
     def num_live(self) -> int:

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.backward import no_gradients, scale_on_host_
+from s2srm_kernels.lm_head.backward import no_gradients, scale_on_host_, set_entries_
 from s2srm_kernels.lm_head.engine import (
     ALL,
     FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
     Draws,
+    Entries,
     RowStatistics,
     ThreeGradients,
     Upstream,
@@ -46,10 +47,12 @@ _LINE_BYTES = 64
 class ReferenceEngine:
     """`Engine` in plain PyTorch, on every device, in float32 or float64."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         problem = _Problem(head)
-        parts = [problem.at_target(problem.logits(rows), rows) for rows in problem.chunks()]
-        return _cat(parts, head)
+        wanted = head.columns[:, None] if columns is None else columns
+        parts = [at_columns(problem.logits(rows), wanted[rows]) for rows in problem.chunks()]
+        logits = torch.cat([head.weight.new_empty((0, wanted.shape[1]), dtype=head.dtype), *parts])
+        return logits.squeeze(1) if columns is None else logits
 
     def statistics(
         self,
@@ -74,7 +77,7 @@ class ReferenceEngine:
     def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
         problem = _Problem(head)
         none = head.weight.new_empty(0, dtype=head.dtype)
-        parts = [Draws(none.view(0, 7), none, head.rows[:0])]
+        parts = [(none, head.rows[:0], none.view(0, 7))]
         for rows in problem.chunks():
             z = problem.logits(rows)
             packed = problem.pack(z, rows, None)
@@ -87,7 +90,7 @@ class ReferenceEngine:
             columns = perturbed.argmax(dim=1)  # of equal maxima, the first
             packed[:, 4:5] = z.gather(1, columns[:, None])
             best = perturbed.gather(1, columns[:, None]).squeeze(1)
-            parts.append(Draws(packed, best, columns))
+            parts.append((best, columns, packed))
         return Draws(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def gradients_in_forward(
@@ -125,6 +128,7 @@ class ReferenceEngine:
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         problem = _Problem(head)
         sums = _Sums(problem, needs)
@@ -132,6 +136,8 @@ class ReferenceEngine:
             part = RowStatistics(*(field[rows] for field in statistics))
             cut = upstream.map(operator.itemgetter(rows))
             dz = problem.logit_gradients_(problem.logits(rows), rows, part, cut)
+            if entries is not None:
+                set_entries_(dz, entries, rows, 0)
             if live is not None:
                 dz.masked_fill_(~_expand_blocks(live, rows, dz.shape), 0)
             sums.add(rows, dz)
@@ -155,6 +161,12 @@ def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
     if missing == 0:
         return values
     return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
+
+
+def at_columns(z: Tensor, columns: Tensor) -> Tensor:
+    """(P, V) logits at (r, K) columns -> (r, K), -inf where a column is -1."""
+    picked = z[: len(columns)].gather(1, columns.clamp(min=0))
+    return picked.masked_fill(columns < 0, -torch.inf)
 
 
 def empty_rows(num_rows: int, num_columns: int, like: Tensor) -> Tensor:
@@ -215,15 +227,9 @@ class _Problem:
             z /= head.temperature
         return z
 
-    def at_target(self, z: Tensor, rows: slice) -> Tensor:
-        """(P, V) logits -> (r,) those of the targets, -inf where another rank owns the target."""
-        column = self.head.columns[rows, None]
-        picked = z[: len(column)].gather(1, column.clamp(min=0))
-        return picked.masked_fill(column < 0, -torch.inf).squeeze(1)
-
     def pack(self, z: Tensor, rows: slice, target_logits: Tensor | None) -> Tensor:
         """(P, V) logits -> (r, 7) statistics of the chunk's r rows on this rank."""
-        target_logit = self.at_target(z, rows)
+        target_logit = at_columns(z, self.head.columns[rows, None]).squeeze(1)
         num_rows = len(target_logit)
         above = torch.zeros_like(target_logit)
         if target_logits is not None:
@@ -315,10 +321,6 @@ def _row_stride(num_columns: int, dtype: torch.dtype) -> int:
     """Elements from row to row of a matrix whose rows begin on cache lines."""
     line = _LINE_BYTES // dtype.itemsize
     return -(-num_columns // line) * line
-
-
-def _cat(parts: list[Tensor], head: Head) -> Tensor:
-    return torch.cat(parts) if parts else head.weight.new_empty(0, dtype=head.dtype)
 
 
 def _tile_lse(z: Tensor) -> Tensor:

@@ -39,14 +39,24 @@ class SkipReport:
 
 
 def statistics_and_plan(
-    engine: Engine, head: Head, skip_mass: float | None, wanted: Wanted
+    engine: Engine,
+    head: Head,
+    skip_mass: float | None,
+    wanted: Wanted,
+    extra_columns: Tensor | None = None,
 ) -> tuple[RowStatistics, Tensor, Tensor]:
-    """(statistics, live blocks, (R,) skipped mass); without skip_mass no plan and zeros."""
+    """(statistics, live blocks, (R,) skipped mass); without skip_mass no plan and zeros.
+
+    extra_columns (R, K): tiles that a row may not lose, beside its target's; -1 for none.
+    """
     stats, tile_lse = row_statistics(engine, head, wanted, tiles=skip_mass is not None)
     if tile_lse is None or skip_mass is None:
         no_plan = head.rows.new_empty((0, 0), dtype=torch.bool)
         return stats, no_plan, torch.zeros_like(stats.max_logit)
-    return stats, *_plan_blocks(head, tile_lse, stats.lse, skip_mass)
+    columns = head.columns[:, None]
+    if extra_columns is not None:
+        columns = torch.cat([columns, extra_columns], dim=1)
+    return stats, *_plan_blocks(head, columns, tile_lse, stats.lse, skip_mass)
 
 
 def fake_plan(hidden: Tensor, weight: Tensor, skips: bool) -> Tensor:
@@ -58,10 +68,11 @@ def fake_plan(hidden: Tensor, weight: Tensor, skips: bool) -> Tensor:
 
 
 def _plan_blocks(
-    head: Head, tile_lse: Tensor, lse: Tensor, skip_mass: float
+    head: Head, columns: Tensor, tile_lse: Tensor, lse: Tensor, skip_mass: float
 ) -> tuple[Tensor, Tensor]:
     """(ceil(N / SKIP_ROWS), T) bool of the blocks to compute, (R,) mass that the rest holds.
 
+    columns (R, K): whose tiles stay, -1 for none.
     tile_lse (R, T) of this rank's tiles, lse (R,) over the whole vocabulary. With a group every
     rank plans for its own slice with its share of skip_mass, and reports its own mass.
     """
@@ -72,9 +83,9 @@ def _plan_blocks(
     # Sums of the lightest tiles: float64, so that the bound is kept and not nearly kept.
     affordable = ascending.cumsum(dim=1, dtype=torch.float64) <= skip_mass
     skippable = torch.zeros_like(affordable).scatter_(1, order, affordable)
-    owned = head.columns >= 0
-    target_tile = (head.columns.clamp(min=0) // SKIP_COLUMNS)[:, None]
-    skippable.scatter_(1, target_tile, skippable.gather(1, target_tile) & ~owned[:, None])
+    tiles = columns.clamp(min=0) // SKIP_COLUMNS
+    needed = torch.zeros_like(skippable, dtype=torch.int32)
+    skippable &= needed.scatter_add_(1, tiles, (columns >= 0).int()) == 0
     num_rows, num_tiles = mass.shape
     num_blocks = -(-head.hidden.shape[0] // SKIP_ROWS)
     padding = num_blocks * SKIP_ROWS - num_rows

@@ -34,11 +34,11 @@ from s2srm_kernels.checks import (
     compute_dtype,
 )
 from s2srm_kernels.dispatch import define_vocabulary, select
-from s2srm_kernels.lm_head.engine import Draws, Engine
+from s2srm_kernels.lm_head.engine import Draws, Engine, Wanted
 from s2srm_kernels.lm_head.head import Head, digest
 from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.lm_head.shards import all_gather, all_reduce_, group_name
-from s2srm_kernels.lm_head.statistics import merge
+from s2srm_kernels.lm_head.statistics import merge, row_statistics
 from s2srm_kernels.options import Number, may_be_nonzero, pack_options, unpack_options
 
 _NAME = "linear_sample"
@@ -75,7 +75,14 @@ def _body(
     head = Head(hidden, weight, bias, target, softcap, temperature, -1, group, **facts)
     noise = None if greedy else Noise(seeds.long(), positions.long())
     suppressed = None if suppress is None else _suppressed_columns(suppress, head)
-    tokens, packed = _merge_draws(engine.sample(head, noise, suppressed), head)
+    draws = engine.sample(head, noise, suppressed)
+    tokens = _merge_draws(draws, head)
+    head = head.retarget(tokens)
+    if draws.packed is None:
+        stats, _ = row_statistics(engine, head, wanted=Wanted(False, False, False))
+        return tokens, stats.logprobs
+    packed = draws.packed
+    packed[:, 4] = packed[:, 4].masked_fill(head.columns < 0, -torch.inf)
     return tokens, merge(packed, head).logprobs
 
 
@@ -97,18 +104,14 @@ def _suppressed_columns(suppress: Tensor, head: Head) -> Tensor:
     return suppressed
 
 
-def _merge_draws(draws: Draws, head: Head) -> tuple[Tensor, Tensor]:
-    """Each rank's draws -> (R,) ids drawn from the whole vocabulary, and this rank's packed
-    statistics with the logit of that id in place of the target's, -inf where not owned."""
+def _merge_draws(draws: Draws, head: Head) -> Tensor:
+    """Each rank's draws -> (R,) ids drawn from the whole vocabulary."""
     tokens = draws.columns + head.shard.offset
     if head.shard.group is None:
-        return tokens, draws.packed
+        return tokens
     best = all_gather(torch.stack([draws.perturbed.double(), tokens.double()]), head.shard.group)
-    owner = best[:, 0].argmax(dim=0)  # of equal maxima the first rank, hence the lowest id
-    drawn = best[:, 1].gather(0, owner[None]).squeeze(0).long()
-    packed = draws.packed.clone()
-    packed[:, 4] = packed[:, 4].masked_fill(drawn != tokens, -torch.inf)
-    return drawn, packed
+    owner = best[:, 0].argmax(dim=0, keepdim=True)  # of equal maxima the first rank, the lowest id
+    return best[:, 1].gather(0, owner).squeeze(0).long()
 
 
 def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ No gradient. Source: the statistics are the monoid of online softmax (Milakov an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,12 @@ from s2srm_kernels.checks import (
 )
 from s2srm_kernels.dispatch import define_vocabulary, select
 from s2srm_kernels.lm_head.engine import Engine, Wanted
+from s2srm_kernels.lm_head.extra_ids import (
+    check_extra_ids,
+    extra_fact,
+    extra_logprobs,
+    live_ids,
+)
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import group_name
 from s2srm_kernels.lm_head.statistics import row_statistics
@@ -52,6 +58,19 @@ class TokenStats(NamedTuple):
     rank: Tensor
 
 
+class TokenStatsAtIds(NamedTuple):
+    """`TokenStats`, and extra_logprobs (N, K): log p of each row's extra ids, 0 at padding."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    lse: Tensor
+    argmax: Tensor
+    max_logit: Tensor
+    target_logit: Tensor
+    rank: Tensor
+    extra_logprobs: Tensor
+
+
 def _body(
     engine: Engine,
     hidden: Tensor,
@@ -59,35 +78,70 @@ def _body(
     bias: Tensor | None,
     target: Tensor,
     options: Tensor,
+    extra_ids: Tensor | None,
     ignore_index: int,
     group: str | None,
 ) -> tuple[Tensor, ...]:
     temperature, softcap = unpack_options(options, *_OPTIONS)
-    facts = {"operation": _NAME}
+    facts = {"operation": _NAME, **extra_fact(extra_ids, group)}
     head = Head(hidden, weight, bias, target, softcap, temperature, ignore_index, group, **facts)
+    ids = (
+        head.target.new_empty(head.num_live, 0) if extra_ids is None else live_ids(extra_ids, head)
+    )
     stats, _ = row_statistics(engine, head, Wanted(mean=False), rank=True)
     fields = (
         *(stats.logprobs, stats.entropy, stats.lse, stats.argmax),
         *(stats.max_logit, stats.target_logit, stats.above),
+        extra_logprobs(engine, head, ids, stats),
     )
     return tuple(head.scatter(field) for field in fields)
 
 
-def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _fake(hidden: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     n, dtype = hidden.shape[0], compute_dtype(hidden)
     dtypes = (dtype, dtype, dtype, torch.int64, dtype, dtype, torch.int64)
-    return tuple(hidden.new_empty(n, dtype=d) for d in dtypes)
+    *_, extra_ids, _, _ = rest
+    extra = hidden.new_empty((n, 0 if extra_ids is None else extra_ids.shape[1]), dtype=dtype)
+    return (*(hidden.new_empty(n, dtype=d) for d in dtypes), extra)
 
 
 define_vocabulary(
     _NAME,
-    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor options, int ignore_index,"
-    " str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor options, Tensor? extra_ids,"
+    " int ignore_index, str? group)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _body,
     _fake,
 )
 
 
+class _Keywords(TypedDict, total=False):
+    bias: Tensor | None
+    softcap: Number | None
+    temperature: Number
+    ignore_index: int
+    process_group: dist.ProcessGroup | None
+    impl: str
+
+
+@overload
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: None = None,
+    **keywords: Unpack[_Keywords],
+) -> TokenStats: ...
+@overload
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: Tensor,
+    **keywords: Unpack[_Keywords],
+) -> TokenStatsAtIds: ...
 def linear_token_stats(
     hidden: Tensor,
     weight: Tensor,
@@ -97,9 +151,10 @@ def linear_token_stats(
     softcap: Number | None = None,
     temperature: Number = 1.0,
     ignore_index: int = -100,
+    extra_ids: Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
-) -> TokenStats:
+) -> TokenStats | TokenStatsAtIds:
     """log_softmax(z)[target], entropy, logsumexp(z), argmax, max, z[target], #{z > z[target]}.
 
     z = hidden @ weight.T + bias, then softcap * tanh(z / softcap), then / temperature, in float32
@@ -110,6 +165,8 @@ def linear_token_stats(
     hidden row is never read. Ties of the argmax go to the lowest id, and rank 0 means that no logit
     is greater than the target's. Nothing is differentiable: the inputs are detached.
 
+    extra_ids (N, K): as in linear_logprobs; the result is then a TokenStatsAtIds with their log p.
+
     One product (the reference: two). Memory: see kernels/README.md. A row's results are the same
     bits in any batch.
 
@@ -117,17 +174,21 @@ def linear_token_stats(
     product, since no rank can count before it knows them. argmax and rank are exact up to 2**24.
 
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
-    out of range (naming the row; on CUDA that check shares the operator's one synchronisation).
+    or extra id out of range (naming the row; on CUDA the targets' check shares the operator's one
+    synchronisation, that of extra_ids is another).
     """
     check_tensors(_NAME, hidden=hidden, weight=weight, bias=bias, target=target)
     options = pack_options(temperature=temperature, softcap=softcap)
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias, target)
     check_whole("ignore_index", ignore_index)
+    if extra_ids is not None:
+        check_tensors(_NAME, extra_ids=extra_ids)
+        check_extra_ids(extra_ids, hidden)
     op = select(_NAME, impl, hidden.device)
-    return TokenStats(
-        *op(
-            *(hidden.detach(), weight.detach(), None if bias is None else bias.detach()),
-            *(target, options, ignore_index, group_name(process_group)),
-        )
+    *fields, extra = op(
+        *(hidden.detach(), weight.detach(), None if bias is None else bias.detach()),
+        *(target, options, extra_ids, ignore_index, group_name(process_group)),
     )
+    stats = TokenStats(*fields)
+    return stats if extra_ids is None else TokenStatsAtIds(*stats, extra)

@@ -38,12 +38,14 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype, kept_dtype
-from s2srm_kernels.lm_head.backward import no_gradients
+from s2srm_kernels.lm_head.backward import no_gradients, set_entries_
 from s2srm_kernels.lm_head.engine import (
     ALL,
     FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
+    Draws,
+    Entries,
     RowStatistics,
     ThreeGradients,
     Upstream,
@@ -51,10 +53,12 @@ from s2srm_kernels.lm_head.engine import (
     Wanted,
 )
 from s2srm_kernels.lm_head.head import Head
+from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.lm_head.statistics import merge
 from s2srm_kernels.triton import launch
 from s2srm_kernels.triton.launch import Coefficients, Storage
 from s2srm_kernels.triton.problem import Problem
+from s2srm_kernels.triton.sample import draw
 
 # Bound on a chunk of stored exponentials, and the sum of the weight's gradient where one chunk does
 # not hold all rows, if the caller gives none: all of 8192 rows at V = 262144 in 16 bits.
@@ -74,12 +78,16 @@ MIN_CHUNK_COLUMNS = 2048
 class TritonEngine:
     """`Engine` on a GPU of compute capability 8.0 or later, and in Triton's interpreter."""
 
-    def target_logits(self, head: Head) -> Tensor:
+    def target_logits(self, head: Head, columns: Tensor | None = None) -> Tensor:
         problem = Problem(head)
         if problem.num_rows == 0:
-            return problem.empty(0)
+            return problem.empty(*head.columns.shape if columns is None else columns.shape)
         with problem.on_device():
-            return launch.target_logits(problem)
+            if columns is None:
+                return launch.target_logits(problem)
+            narrow = columns.to(torch.int32)
+            logits = [launch.target_logits(problem, ids.contiguous()) for ids in narrow.unbind(1)]
+            return torch.stack(logits, dim=1)
 
     def statistics(
         self,
@@ -106,6 +114,13 @@ class TritonEngine:
         if tile_lse is None:
             return packed, None
         return packed, tile_lse.view(num_tiles, -1, num_rows).logsumexp(dim=1).t()
+
+    def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
+        problem = Problem(head)
+        if problem.num_rows == 0:
+            return Draws(problem.empty(0), head.rows, None)
+        with problem.on_device():
+            return Draws(*draw(problem, noise, suppressed), None)
 
     def gradients_in_forward(
         self, hidden: Tensor, weight: Tensor, workspace_bytes: int | None
@@ -152,9 +167,11 @@ class TritonEngine:
         upstream: Upstream,
         needs: Sequence[bool],
         live: Tensor | None,
+        entries: Entries | None = None,
     ) -> ThreeGradients:
         problem = Problem(head)
-        return _recompute(problem, statistics, upstream, needs, live, head.hidden.dtype)
+        dtype = head.hidden.dtype
+        return _recompute(problem, statistics, upstream, needs, live, dtype, entries)
 
     def scale_(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
         for gradient in gradients:
@@ -322,6 +339,7 @@ def _recompute(
     needs: Sequence[bool],
     live: Tensor | None,
     dtype: torch.dtype,
+    entries: Entries | None = None,
 ) -> ThreeGradients:
     """Gradients with the logits made again, in `dtype`; with a group d_hidden in the compute dtype.
 
@@ -344,6 +362,8 @@ def _recompute(
                 tiles = slice(columns.start // SKIP_COLUMNS, -(-columns.stop // SKIP_COLUMNS))
                 blocks = live[: -(-problem.num_rows // SKIP_ROWS), tiles].contiguous()
             launch.logit_gradients(problem, columns, coefficients, blocks, dz)
+            if entries is not None:
+                set_entries_(dz, entries, slice(None), columns.start)
             if needs[0]:
                 _product(dz, problem.weight[columns], sums, accumulate=columns.start > 0)
             if needs[1]:
@@ -380,13 +400,21 @@ def _product(left: Tensor, right: Tensor, result: Tensor, accumulate: bool = Fal
         elif adds_mixed(left.device, left.dtype):
             torch.addmm(result, left, right, out_dtype=result.dtype, out=result)
         else:
-            for start in range(0, result.shape[0], _ADDED_ROWS):
-                some = slice(start, start + _ADDED_ROWS)
-                result[some] += torch.mm(left[some], right, out_dtype=result.dtype)
+            add_by_slabs(left, right, result)
     else:
         # The CPU, and so the interpreter, has neither 16-bit products of one rounding nor mixed.
         product = left.float() @ right.float()
         result.copy_(result + product if accumulate else product)
+
+
+def add_by_slabs(left: Tensor, right: Tensor, result: Tensor) -> None:
+    """result += left @ right with a product of _ADDED_ROWS rows at a time."""
+    for start in range(0, result.shape[0], _ADDED_ROWS):
+        some = slice(start, start + _ADDED_ROWS)
+        if left.dtype == result.dtype:
+            result[some] += torch.mm(left[some], right)
+        else:
+            result[some] += torch.mm(left[some], right, out_dtype=result.dtype)
 
 
 @functools.cache

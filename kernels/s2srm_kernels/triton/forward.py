@@ -18,6 +18,7 @@ Left out: splits chosen by the number of rows, which would give a row other bits
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
+# pyright: reportAssignmentType=false
 import triton
 import triton.language as tl
 
@@ -39,6 +40,7 @@ from s2srm_kernels.triton.tiles import (
     slope_of,
     split_tile,
     store_part,
+    without_targets,
 )
 
 # Of a partial result: max, rest, weighted, shift, argmax, above.
@@ -120,7 +122,7 @@ def target_logits_kernel(
         "num_columns",
         "num_row_blocks",
         "num_splits",
-        "num_parts",
+        "num_tiles",
     ]
 )
 def statistics_kernel(
@@ -141,7 +143,7 @@ def statistics_kernel(
     depth,
     num_row_blocks,
     num_splits,
-    num_parts,
+    num_tiles,
     split_columns,
     hidden_stride,
     weight_stride_v,
@@ -176,20 +178,23 @@ def statistics_kernel(
     """partial (splits, 6, R) of every split of the columns, see the two merges.
 
     A row's exponentials e are relative to its largest logit so far or, FIXED, to fixed_references
-    (R,), which no logit exceeds by more than 80. The target's own is left out of their sum, tile by
-    tile: where the target has nearly all of the mass, the sum of the others keeps its digits.
-    holds_target (row blocks, parts) says in which parts of a tile to look for one. active: how many
-    blocks of rows there is work for, 0 or more, then whether for each; the others are left alone.
+    (R,), which no logit exceeds by more than 80: near its target's logit. Their sum leaves out the
+    largest's own, 1, or the target's, so that the rest keeps its digits where one has nearly all of
+    the mass; not so for 16-bit inputs unless FIXED. holds_target (row blocks, T): in which parts of
+    a tile a row has its target, a bit each. active: how many blocks of rows there is work for, 0 or
+    more, then whether for each; the others are left alone.
 
     ARGMAX, COUNT (logits above target_logits), ENTROPY (sum of e times its exponent), MEAN: which
     fields are made. TILE_LSE: tile_lse (T, R), of every BLOCK_N columns. STORE: exponentials
-    (R, V), e * STORE_SCALE, FIXED times the softcap's slope; without FIXED references (T, R), what
-    a tile's are relative to.
+    (R, V), e * STORE_SCALE, FIXED times the softcap's slope and with any number for the target;
+    without FIXED references (T, R), what a tile's are relative to.
     """
     width: tl.constexpr = BLOCK_N // PARTS
     floor = tl.full((BLOCK_M,), lowest, ACCUMULATOR)
     zeros = tl.zeros((BLOCK_M,), dtype=ACCUMULATOR)
     lane = tl.arange(0, width)
+    # Of 16-bit inputs one logit's share need not be known better than to 2^-24.
+    EXACT: tl.constexpr = not (FAST or FIXED)
     num_items = num_row_blocks * num_splits
     if tl.load(active) == 0:
         num_items = 0
@@ -205,8 +210,9 @@ def statistics_kernel(
             if FIXED:
                 reference = tl.load(fixed_references + within)
             scaled = scale_reference(reference, lowest, FAST)
-            # Of all columns so far: sum of e but for the target's, which is `own`.
-            total, own, weighted, sum_shift = zeros, zeros, zeros, zeros
+            total, weighted, sum_shift = zeros, zeros, zeros
+            if EXACT:
+                total -= 1
             above = tl.zeros((BLOCK_M,), dtype=tl.int32)
             argmax = above + start
             for first_column in tl.range(
@@ -231,6 +237,7 @@ def statistics_kernel(
                     BLOCK_K,
                 )
                 parts = split_tile(products, BLOCK_M, BLOCK_N, PARTS)
+                holds = tl.load(holds_target + row_block * num_tiles + first_column // BLOCK_N)
                 remaining = num_columns - first_column
                 z = ()
                 for i in tl.static_range(PARTS):
@@ -242,14 +249,25 @@ def statistics_kernel(
                         here = (i * width + lane < remaining)[None, :]
                         part = tl.where(here, part, float("-inf"))
                     z += (part,)
-                target = tl.load(columns + within) - first_column
-                target_logit = tl.load(target_logits + within)
-                if not FIXED:
+                if COUNT:
+                    threshold = tl.load(target_logits + within)[:, None]
+                    # Of floats: a comparison and an addition, where integers take three.
+                    counts = tl.zeros((BLOCK_M, width), dtype=tl.float32)
+                    for i in tl.static_range(PARTS):
+                        counts += tl.where(z[i] > threshold, 1.0, 0.0)
+                    above += tl.sum(counts, axis=1).to(tl.int32)
+                if FIXED:
+                    holds = tl.load(holds_target + row_block * num_tiles + first_column // BLOCK_N)
+                    if holds != 0:
+                        target = tl.load(columns + within) - first_column
+                        z = without_targets(z, holds, target, reference - 1000, PARTS, width)
+                else:
                     highest = highest_of(z, PARTS)
                     top = tl.max(highest, axis=1)
-                    if ARGMAX:
-                        column = column_of(z, highest, top, lane, PARTS, width)
-                        argmax = tl.where(top > reference, first_column + column, argmax)
+                    higher = top > reference
+                    if ARGMAX or EXACT:
+                        column = column_of(z, highest, top, PARTS, width)
+                        argmax = tl.where(higher, first_column + column, argmax)
                     before = scaled
                     reference = tl.maximum(reference, top)
                     scaled = scale_reference(reference, lowest, FAST)
@@ -257,27 +275,22 @@ def statistics_kernel(
                     decay = power(delta, FAST)
                     if MEAN:
                         sum_shift += (first_column - start) * (before - scaled)
-                    if ENTROPY:
-                        weighted = decay * (weighted + (total + own) * delta)
-                    total *= decay
-                    here = (target >= 0) & (target < BLOCK_N)
-                    e_target = tl.where(here, exp(target_logit - reference, False), 0.0)
-                    own = own * decay + e_target
+                    if EXACT:
+                        weighted = decay * (weighted + (total + 1) * delta)
+                        e_top = power(tl.maximum(top - reference, FLOOR), FAST)
+                        total = tl.where(higher, (total + 1) * decay, total + e_top)
+                    else:
+                        weighted = decay * (weighted + total * delta)
+                        total *= decay
                 sums = tl.zeros((BLOCK_M, width), dtype=ACCUMULATOR)
                 weighted_sums, shifts = sums, sums
-                counts = tl.zeros((BLOCK_M, width), dtype=tl.int32)
                 for i in tl.static_range(PARTS):
                     first = first_column + i * width
-                    # Always so where V fills the tiles: but a branch keeps the compiler from mixing
-                    # the parts, which would take more registers than there are.
-                    if first < num_columns:
+                    if EVEN_N or first < num_columns:
                         x = exponent(z[i], scaled, FAST)
                         if MEAN:
-                            if EVEN_N:
-                                shifts += x
-                            else:
-                                here = (i * width + lane < remaining)[None, :]
-                                shifts += tl.where(here, x, 0.0)
+                            here = (i * width + lane < remaining)[None, :]
+                            shifts += tl.where(here, x, 0.0)
                         if HAS_BIAS or not EVEN_N:
                             # A logit may be -inf.
                             x = tl.maximum(x, FLOOR)
@@ -298,25 +311,21 @@ def statistics_kernel(
                             )
                         if ENTROPY:
                             weighted_sums = multiply_then_add(e, x, weighted_sums)
-                        if tl.load(holds_target + row_block * num_parts + first // width) != 0:
-                            is_target = target[:, None] == (i * width + lane)[None, :]
-                            e = tl.where(is_target, 0.0, e)
+                        if EXACT:
+                            e = tl.where(column[:, None] == (i * width + lane)[None, :], 0.0, e)
                         sums += e
-                        if COUNT:
-                            counts += (z[i] > target_logit[:, None]).to(tl.int32)
                 tile_sum = tl.sum(sums, axis=1)
                 total += tile_sum
                 if ENTROPY:
                     weighted += tl.sum(weighted_sums, axis=1)
                 if MEAN:
                     sum_shift += tl.sum(shifts, axis=1)
-                if COUNT:
-                    above += tl.sum(counts, axis=1)
                 place = (first_column // BLOCK_N) * num_rows.to(tl.int64) + rows
                 if TILE_LSE:
+                    if EXACT:
+                        tile_sum += e_top
                     growth = power(rounding_of(scaled, reference, FAST), FAST)
-                    lse = reference + tl.log(growth * tile_sum + e_target)
-                    tl.store(tile_lse + place, lse, mask=live)
+                    tl.store(tile_lse + place, reference + tl.log(growth * tile_sum), mask=live)
                 if STORE and not FIXED:
                     tl.store(references + place, in_nats(scaled, FAST), mask=live)
             place = partial + split * FIELDS * num_rows.to(tl.int64) + rows
@@ -325,23 +334,22 @@ def statistics_kernel(
                 if ENTROPY:
                     tl.store(place + 2 * num_rows, weighted, mask=live)
             else:
-                excess = rounding_of(scaled, reference, FAST)
-                growth = power(excess, FAST)
-                target = tl.load(columns + within)
-                here = (target >= start) & (target < start + split_columns)
-                target_logit = tl.load(target_logits + within)
-                e_target = tl.where(here, exp(target_logit - reference, False), 0.0)
-                rest = growth * total + (e_target - 1)
-                # Rounded, where the largest is not the target and has all of the mass.
-                rest = tl.where((rest < 0) & (rest > -0.5), 0.0, rest)
+                rest = total
+                if not EXACT:
+                    excess = rounding_of(scaled, reference, FAST)
+                    growth = power(excess, FAST)
+                    rest = growth * total - 1
+                    # Rounded, where one logit has all of the mass.
+                    rest = tl.where((rest < 0) & (rest > -0.5), 0.0, rest)
+                    weighted = in_nats(growth * (weighted + excess * total), FAST)
                 tl.store(place, reference, mask=live)
                 tl.store(place + num_rows, rest, mask=live)
                 if ENTROPY:
-                    weighted = growth * (weighted + excess * (total + own))
-                    tl.store(place + 2 * num_rows, in_nats(weighted, FAST), mask=live)
+                    tl.store(place + 2 * num_rows, weighted, mask=live)
                 if MEAN:
-                    filled = tl.minimum(num_columns - start, split_columns)
-                    sum_shift = in_nats(sum_shift + filled * excess, FAST)
+                    if not EXACT:
+                        filled = tl.minimum(num_columns - start, split_columns)
+                        sum_shift = in_nats(sum_shift + filled * excess, FAST)
                     tl.store(place + 3 * num_rows, sum_shift, mask=live)
                 if ARGMAX:
                     tl.store(place + 4 * num_rows, argmax.to(ACCUMULATOR), mask=live)

@@ -10,6 +10,7 @@ Slices of rows and columns are those of a `Problem`; every buffer belongs to the
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -87,16 +88,17 @@ def storage_stride(num_columns: int) -> int:
     return -(-num_columns // SKIP_COLUMNS) * SKIP_COLUMNS
 
 
-def target_logits(problem: Problem) -> Tensor:
-    """(R,) logits at the targets, -inf where another rank owns the target."""
+def target_logits(problem: Problem, columns: Tensor | None = None) -> Tensor:
+    """(R,) logits at the targets or at int32 `columns`, -inf where that is -1."""
     logits = problem.empty(problem.num_rows)
-    tile = problem.tile("statistics")
+    # The targets' columns are gathered: no descriptor, and the tile that goes without.
+    tile = problem.tile("statistics", descriptors=False)
     operands = problem.operands(tile, slice(None), slice(None), pointers=True)
     grid = (-(-problem.num_rows // tile.block_m), -(-tile.block_m // tile.block_n))
     _start(
         target_logits_kernel,
         grid,
-        columns=problem.columns,
+        columns=problem.columns if columns is None else columns,
         logits=logits,
         PARTS=TARGET_PARTS,
         **operands,
@@ -230,6 +232,25 @@ def _partial(
     num_row_blocks = -(-num_rows // tile.block_m)
     if partial is None:
         partial = problem.empty(num_splits, PARTIAL_FIELDS, num_rows)
+    fixed = storage is not None and storage.references.dim() == 1
+    if os.environ.get("S2SRM_HOPPER") == "1" and tile_lse is None:
+        # Gluon is an experimental part of Triton: imported by those alone who ask for it.
+        from s2srm_kernels.triton import hopper
+
+        if hopper.serves(problem, fields, fixed, storage is not None):
+            holds_target = _holds_target(problem, rows, hopper.TILE, num_row_blocks)
+            arguments = {
+                "columns": problem.columns[rows],
+                "target_logits": targets,
+                "fixed_references": fixed_references,
+                "active": active,
+                "holds_target": holds_target,
+                "partial": partial,
+                "num_tiles": holds_target.shape[1],
+            }
+            stored = None if storage is None else storage.exponentials
+            hopper.launch(problem, rows, stored, fields, split_columns, arguments)
+            return partial
     holds_target = _holds_target(problem, rows, tile, num_row_blocks)
     schedule = problem.schedule(tile, num_columns)
     _start(
@@ -249,11 +270,11 @@ def _partial(
         num_columns=num_columns,
         num_row_blocks=num_row_blocks,
         num_splits=num_splits,
-        num_parts=holds_target.shape[1],
+        num_tiles=holds_target.shape[1],
         split_columns=split_columns,
         exponentials_stride=0 if storage is None else storage.exponentials.stride(0),
         lowest=problem.lowest,
-        FIXED=storage is not None and storage.references.dim() == 1,
+        FIXED=fixed,
         TILE_LSE=tile_lse is not None,
         STORE=storage is not None,
         STORE_SCALE=1.0 if storage is None else storage.scale,
@@ -265,16 +286,20 @@ def _partial(
 
 
 def _holds_target(problem: Problem, rows: slice, tile: Tile, num_row_blocks: int) -> Tensor:
-    """(row blocks, parts of the tiles) int8: 1 where a row of the block has its target there."""
+    """(row blocks, tiles of columns) int32: bit i where a row has its target in the i-th part."""
     columns = problem.columns[rows].long()
     width = tile.block_n // tile.parts
-    num_parts = -(-problem.num_columns // width)
-    size = num_row_blocks * num_parts
+    num_tiles = -(-problem.num_columns // tile.block_n)
+    size = num_row_blocks * num_tiles * tile.parts
     block = torch.arange(columns.shape[0], device=columns.device) // tile.block_m
     # Another rank's target goes into an entry behind the last.
-    place = torch.where(columns < 0, size, block * num_parts + columns // width)
-    holds = torch.zeros(size + 1, dtype=torch.int8, device=columns.device)
-    return holds.scatter_(0, place, 1)[:size].view(num_row_blocks, num_parts)
+    place = block * (num_tiles * tile.parts) + columns // width
+    place = torch.where(columns < 0, size, place)
+    holds = torch.zeros(size + 1, dtype=torch.int32, device=columns.device)
+    holds.scatter_(0, place, 1)
+    bits = 2 ** torch.arange(tile.parts, dtype=torch.int32, device=columns.device)
+    holds = holds[:size].view(num_row_blocks, num_tiles, tile.parts) * bits
+    return holds.sum(dim=2, dtype=torch.int32)
 
 
 class Coefficients(NamedTuple):

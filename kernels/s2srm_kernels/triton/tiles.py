@@ -118,17 +118,15 @@ def exp(x, FAST: tl.constexpr):
 def multiply_then_add(x, y, z):
     """x * y + z, rounded once."""
     if INTERPRETED:
-        result = (x.to(tl.float64) * y + z).to(z.dtype)
-    else:
-        result = tl.fma(x, y, z)
-    return result
+        return (x.to(tl.float64) * y + z).to(z.dtype)
+    return tl.fma(x, y, z)
 
 
 @triton.jit
 def scale_reference(reference, lowest, FAST: tl.constexpr):
     """What `exponent` subtracts: the reference in nats, or FAST in powers of two; finite."""
     if FAST:
-        scaled = tl.maximum(reference * LOG2E, lowest.to(reference.dtype))
+        scaled = tl.maximum(reference * LOG2E, tl.full((1,), lowest, reference.dtype))
     else:
         scaled = reference
     return scaled
@@ -264,13 +262,28 @@ def highest_of(parts, PARTS: tl.constexpr):
 
 
 @triton.jit
-def column_of(parts, highest, top, lane, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+def column_of(parts, highest, top, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     """Of each row the lowest column of the tile with its largest logit; more than any without."""
     part = tl.full(highest.shape, PARTS - 1, tl.int32)
     for i in tl.static_range(1, PARTS):
         part = tl.where(parts[PARTS - 1 - i] == highest, PARTS - 1 - i, part)
-    column = tl.where(highest == top[:, None], part * WIDTH + lane[None, :], NO_COLUMN)
-    return tl.min(column, axis=1)
+    column = part * WIDTH + tl.arange(0, WIDTH)[None, :]
+    return tl.min(tl.where(highest == top[:, None], column, NO_COLUMN), axis=1)
+
+
+@triton.jit
+def without_targets(parts, holds, target, nothing, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """The tile with `nothing` (R,) at each row's column `target`; bit i of holds: in part i."""
+    left = ()
+    for i in tl.static_range(PARTS):
+        part = parts[i]
+        if (holds >> i) & 1 != 0:
+            # Without it the compiler selects in every part of every tile.
+            tl.debug_barrier()
+            is_target = target[:, None] == (i * WIDTH + tl.arange(0, WIDTH))[None, :]
+            part = tl.where(is_target, nothing[:, None], part)
+        left += (part,)
+    return left
 
 
 @triton.jit
