@@ -6,6 +6,7 @@ Left out: padded tensors and masks (rows are packed; `ignore_index` marks the ro
 any knowledge of models, tokenizers or trainers.
 """
 
+from s2srm_kernels.dispatch import load
 from s2srm_kernels.lm_head.skipping import SkipReport
 from s2srm_kernels.ops.gae import Advantages, gae
 from s2srm_kernels.ops.linear_cross_entropy import linear_cross_entropy
@@ -14,6 +15,8 @@ from s2srm_kernels.ops.linear_ppo_loss import PPOLoss, PPOMetrics, linear_ppo_lo
 from s2srm_kernels.ops.linear_sample import Samples, linear_sample
 from s2srm_kernels.ops.linear_token_stats import TokenStats, TokenStatsAtIds, linear_token_stats
 from s2srm_kernels.ops.token_rewards import TokenRewards, token_rewards
+
+load("reference")  # once every operation is defined
 
 __all__ = [
     "Advantages",

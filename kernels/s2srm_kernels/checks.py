@@ -92,23 +92,35 @@ def check_tensors(name: str, **tensors: Tensor | None) -> None:
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
-    """Shapes, dtypes and devices of the tensors that every vocabulary operation takes."""
-    if hidden.dim() != 2:
-        remedy = ": pass hidden.flatten(0, -2) and target.flatten()" if hidden.dim() > 2 else ""
-        raise ValueError(f"hidden must have shape (N, D), got {tuple(hidden.shape)}{remedy}")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
+    """Shapes, dtypes and devices of the tensors that every vocabulary operation takes.
+
+    hidden (..., D) has weight's dtype, or is 16 bits wide where weight is float32.
+    """
+    if hidden.dim() < 2:
         raise ValueError(
-            f"weight must have shape (V, {hidden.shape[1]}) with V > 0 to fit hidden "
+            f"hidden must have shape (N, D) or (..., D), got shape {tuple(hidden.shape)}"
+        )
+    depth = hidden.shape[-1]
+    if weight.dim() != 2 or weight.shape[1] != depth or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight must have shape (V, {depth}) with V > 0 to fit hidden "
             f"{tuple(hidden.shape)}, got {tuple(weight.shape)}"
-            + (": pass weight.t()" if weight.shape[:1] == hidden.shape[1:] else "")
+            + (": pass weight.t()" if weight.shape[:1] == hidden.shape[-1:] else "")
         )
     if hidden.dtype not in _FLOATING:
         raise ValueError(f"hidden must have one of the dtypes {_FLOATING}, got {hidden.dtype}")
-    if weight.dtype != hidden.dtype:
+    widened = weight.dtype == torch.float32 and hidden.dtype.itemsize == 2
+    if weight.dtype != hidden.dtype and not widened:
         raise ValueError(
-            f"weight must have hidden's dtype {hidden.dtype} outside autocast, got {weight.dtype}"
+            f"weight must have hidden's dtype {hidden.dtype} outside autocast, or float32 where "
+            f"hidden has 16 bits, got {weight.dtype}"
         )
     check_device("weight", weight, hidden)
+    if hidden.dim() > 2 and target.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)}: pass hidden.flatten(0, -2) and target "
+            f"(N,), or target in shape {tuple(hidden.shape[:-1])}, got {tuple(target.shape)}"
+        )
     check_target(target, hidden)
     if bias is None:
         return
@@ -121,17 +133,34 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
     check_device("bias", bias, hidden)
 
 
+def check_main_grad(main_grad: Tensor, weight: Tensor) -> None:
+    """A buffer that a gradient of `weight` can be added to."""
+    check_tensors("main_grad", main_grad=main_grad)
+    if hasattr(weight, "to_local"):
+        raise ValueError("main_grad must be None where weight is a DTensor, got a tensor")
+    if main_grad.shape != weight.shape:
+        raise ValueError(
+            f"main_grad must have weight's shape {tuple(weight.shape)}, got "
+            f"{tuple(main_grad.shape)}"
+        )
+    check_floating("main_grad", main_grad)
+    check_device("main_grad", main_grad, weight, "weight")
+    if main_grad.requires_grad:
+        raise ValueError("main_grad requires a gradient but is a buffer here: detach it")
+
+
 def check_target(target: Tensor, hidden: Tensor) -> None:
-    """(N,) token ids."""
+    """(...) token ids."""
     check_rows("target", target, hidden)
     check_integer("target", target)
 
 
 def check_rows(name: str, tensor: Tensor, like: Tensor, like_name: str = "hidden") -> None:
-    """One value for every row of `like`."""
-    if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
+    """One value for every row of `like`: of shape (N,), or the leading one of (..., D)."""
+    shape = like.shape[:-1] if like.dim() > 1 else like.shape
+    if tensor.shape != shape:
         raise ValueError(
-            f"{name} must have shape ({like.shape[0]},), one value for each row of {like_name}, "
+            f"{name} must have shape {tuple(shape)}, one value for each row of {like_name}, "
             f"got {tuple(tensor.shape)}"
         )
     check_device(name, tensor, like, like_name)
@@ -173,3 +202,17 @@ def check_workspace(workspace_bytes: int | None) -> None:
     check_whole("workspace_bytes", workspace_bytes)
     if workspace_bytes < 0:
         raise ValueError(f"workspace_bytes must be None or at least 0, got {workspace_bytes}")
+
+
+def assert_on_device(condition: Tensor, message: str) -> None:
+    """A check of data that nobody waits for: ValueError on the CPU.
+
+    On CUDA a device-side assertion, which torch reports at the next synchronisation; a CUDA graph
+    can hold it.
+    """
+    try:
+        torch._assert_async(condition, message)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    except RuntimeError as error:
+        if condition.device.type != "cpu":
+            raise
+        raise ValueError(message) from error

@@ -7,11 +7,13 @@ one fake kernel and one autograd formula:
     s2srm::X.cpp      no kernel until the compiled extension registers one for a device
     s2srm::X.triton   no kernel until the Triton package registers one for a device
 
-A backend is a package `s2srm_kernels.<impl>` with a function `register()`, imported when it is
-first asked for. It registers kernels for overloads and devices: of a sequence operation directly,
-of the vocabulary operations through `implement`, whose bodies are written once on an `Engine`; and
-it returns, by type of device, why it has no kernels there, where it should.
-`choose` asks the dispatcher what is there.
+A backend is a module with a function `register()`, imported when it is first asked for; the
+reference is asked for when s2srm_kernels is imported. It registers kernels for overloads and
+devices: of a sequence operation directly, of the vocabulary operations through `implement`, whose
+bodies are written once on an engine; and it returns, by type of device, why it has no kernels
+there, where it should. `choose` asks the dispatcher what is there.
+
+Left out: what an engine is (lm_head.engine); it is handed to the bodies as it was registered.
 """
 
 # torch annotates these only in part.
@@ -20,19 +22,23 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import threading
 import warnings
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from s2srm_kernels.lm_head.engine import Engine
-from s2srm_kernels.lm_head.reference import ReferenceEngine
-
 NAMESPACE = "s2srm"
-IMPLS = ("reference", "cpp", "triton")
+# Where each backend's register() is.
+BACKENDS = {
+    "reference": "s2srm_kernels.lm_head.reference",
+    "cpp": "s2srm_kernels.cpp",
+    "triton": "s2srm_kernels.triton",
+}
+IMPLS = tuple(BACKENDS)
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 # On meta tensors every overload has the fake kernel, so nothing need be loaded.
@@ -47,22 +53,23 @@ Kernel = Callable[..., Any]
 # functools.cache lets two threads in at once, and an overload takes one kernel for each device.
 _LOADING = threading.Lock()
 _BODIES: dict[str, Kernel] = {}
-_ENGINES: dict[str, Engine] = {"reference": ReferenceEngine()}
+_ENGINES: dict[str, Any] = {}
 
 
 def define(
     name: str,
     schema: str,
-    reference: Kernel,
     fake: Kernel,
     *,
+    reference: Kernel | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
     """Define `s2srm::name` with all its overloads.
 
-    schema: arguments and results, without the name. backward(impl, ctx, *grads) is told which
-    implementation ran forward, so that the same one runs backward.
+    schema: arguments and results, without the name (see `schema`).
+    reference: the kernel of the overload of that name, where no engine runs it. backward(impl, ctx,
+    *grads) is told which implementation ran forward, so that the same one runs backward.
     """
     for impl in IMPLS:
         overload = _overload_name(name, impl)
@@ -76,25 +83,25 @@ def define(
                 setup_context=setup_context,
                 lib=_LIBRARY,
             )
-    _LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
+    if reference is not None:
+        _LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
 
 
-def define_vocabulary(name: str, schema: str, body: Kernel, fake: Kernel, **autograd: Any) -> None:
-    """`define` for body(engine, *args): the reference engine now, any other through `implement`."""
+def define_body(name: str, schema: str, body: Kernel, fake: Kernel, **autograd: Any) -> None:
+    """`define` for body(engine, *args), which every backend runs on its own engine."""
     _BODIES[name] = body
-    reference = functools.partial(body, _ENGINES["reference"])
-    define(name, schema, reference, fake, **autograd)
+    define(name, schema, fake, **autograd)
 
 
-def implement(impl: str, dispatch_key: str, engine: Engine) -> None:
-    """Register `engine` for every vocabulary operation: overload `impl`, key "CPU" or "CUDA"."""
+def implement(impl: str, dispatch_key: str, engine: Any) -> None:
+    """Register an engine for every body: overload `impl`, dispatch key "CPU", "CUDA" or any."""
     _ENGINES[impl] = engine
     for name, body in _BODIES.items():
         kernel = _without_autocast(functools.partial(body, engine))
         _LIBRARY.impl(_overload_name(name, impl), kernel, dispatch_key)
 
 
-def engine_of(impl: str) -> Engine:
+def engine_of(impl: str) -> Any:
     """The engine that was registered for `impl`."""
     return _ENGINES[impl]
 
@@ -109,8 +116,8 @@ def choose(name: str, impl: str, device: torch.device) -> str:
     """The implementation to call for tensors on `device`.
 
     "auto" takes the first that has a kernel: triton, cpp, reference on CUDA; cpp, reference
-    elsewhere. A backend that cannot be loaded, or not run on so old a GPU, is left out with one
-    warning. An explicit choice without a kernel raises ValueError with the reason.
+    elsewhere. One that cannot be loaded, or whose kernels do not run on so old a GPU, is left out
+    with one warning. An explicit choice without a kernel raises ValueError with the reason.
     """
     if impl == "auto":
         return _auto_choice(name, device.type, device.index)
@@ -130,16 +137,31 @@ def select(name: str, impl: str, device: torch.device) -> Kernel:
     return operator(name, choose(name, impl, device))
 
 
-def refuse_second_order(name: str) -> Callable[..., NoReturn]:
-    """`backward` argument of `define` for an operator that is itself a backward."""
+def refuse_second_order(name: str) -> NoReturn:
+    """What the backward of an operator that is itself a backward does."""
+    raise NotImplementedError(
+        f"{name}: second-order gradients are not supported: differentiate once, or take the "
+        "loss of F.linear's logits"
+    )
 
-    def backward(impl: str, ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise NotImplementedError(
-            f"{name}: second-order gradients are not supported: differentiate once, or take the "
-            "loss of F.linear's logits"
-        )
 
-    return backward
+def schema(arguments: Mapping[str, Any], num_results: int) -> str:
+    """Of an operator with these annotated arguments that returns that many tensors."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(n, kind, annotation=a) for n, a in arguments.items()]
+
+    def prototype() -> None: ...
+
+    prototype.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        parameters, return_annotation=tuple[(Tensor,) * num_results]
+    )
+    return torch.library.infer_schema(prototype, mutates_args=())
+
+
+def schema_of(function: Kernel) -> str:
+    """Of an operator with a function's own arguments, which returns a tuple of tensors."""
+    hints = get_type_hints(function)
+    return schema(hints, len(get_args(hints.pop("return"))))
 
 
 def _overload_name(name: str, impl: str) -> str:
@@ -208,7 +230,7 @@ def load(impl: str, device_type: str | None = None) -> str | None:
 @functools.cache
 def _load(impl: str) -> dict[str, str | None]:
     try:
-        return importlib.import_module(f"s2srm_kernels.{impl}").register()
+        return importlib.import_module(BACKENDS[impl]).register()
     except ImportError as error:
         return {_EVERYWHERE: str(error)}
 

@@ -31,6 +31,7 @@ _LARGEST = torch.finfo(torch.float32).max
 class _Range(NamedTuple):
     low: float = -_LARGEST
     high: float = _LARGEST
+    above: bool = False  # low itself lies outside
 
 
 # What logits are divided by, and what they are bounded by: with anything beyond, float32 logits
@@ -47,6 +48,7 @@ _RANGES = {
     "skip_mass": _FRACTION,
     "clip_low": _NOT_NEGATIVE,
     "clip_high": _NOT_NEGATIVE,
+    "dual_clip": _Range(1.0, above=True),
     "kl_coef": _NOT_NEGATIVE,
     "entropy_coef": _Range(),
     # e^80 is the largest ratio whose product with a count and an advantage is safe in float32.
@@ -58,16 +60,17 @@ _RANGES = {
     "negative": _NOT_NEGATIVE,
     "match": _Range(),
 }
-_MAY_BE_NONE = ("softcap", "max_log_ratio")
-_NONE = math.inf  # no cap is one at infinity
+_MAY_BE_NONE = ("softcap", "max_log_ratio", "clip_low", "clip_high", "dual_clip")
+_NONE = math.inf  # no bound is one at infinity
 
 
 def check_option(name: str, value: float) -> None:
     """ValueError unless `value` lies in the range of the option `name`."""
-    low, high = _RANGES[name]
+    low, high, above = _RANGES[name]
     # Comparisons alone: torch.compile may hand over a symbolic number. NaN fails every one of them.
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], got {value}")
+    if not low <= value <= high or (above and value == low):
+        bracket = "(" if above else "["
+        raise ValueError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value}")
 
 
 def pack_options(**options: Number | None) -> Tensor:

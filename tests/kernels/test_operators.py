@@ -15,82 +15,115 @@ from tests.kernels import naive
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
 NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]
 NAMES += ["linear_sample", "linear_token_stats", "token_rewards"]
-ALL = [True, True, True]
 CU = torch.tensor([0, 0, 4, 9], dtype=torch.int32)
 
 
 def samples(grad):
-    """operator name -> lists of arguments, one list an option set."""
+    """operator name -> its arguments by name, one dictionary an option set."""
     hidden, weight, bias, target = naive.make(9, 4, 11, dtype=torch.float32)
     for t in (hidden, weight, bias):
         t.requires_grad_(grad)
-    head = (hidden, weight, bias, target)
-    rows = torch.linspace(-1, 1, 9)
-    residual, live = torch.ones(9, 4), torch.zeros(0, 0, dtype=torch.bool)
+    num_live = int((target != -100).sum())
     plain, capped = {"temperature": 1.0, "softcap": None}, {"temperature": 0.7, "softcap": 3.0}
+    skip = {"skip_mass": 0.1}
     smooth = {"label_smoothing": 0.1, "z_loss": 0.1, "skip_mass": 0.0}
-    clip = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.1, "entropy_coef": 0.1}
-    tail, needs = (-100, None), [grad] * 3
-    detached = tuple(t.detach() for t in head)
-
-    def skipping(mass, **head_options):
-        return pack_options(**head_options, skip_mass=mass)
-
-    entropy, cross_entropy = pack_options(**capped, **smooth), pack_options(**plain, **smooth)
-    bounded = pack_options(**capped, **clip, max_log_ratio=0.5)
-    unbounded = pack_options(**plain, **clip, max_log_ratio=None)
+    clip = {"clip_low": 0.2, "clip_high": None, "dual_clip": 3.0, "max_log_ratio": 0.5}
+    clip |= {"kl_coef": 0.1, "entropy_coef": 0.1}
+    unclipped = {**clip, "dual_clip": None, "max_log_ratio": None, "entropy_coef": 0.0}
+    rows = torch.linspace(-1, 1, 9)
+    left = {"residual": torch.ones(9, 4), "live": torch.zeros(0, 0, dtype=torch.bool)}
     seeds, extra = torch.arange(9), torch.stack([target.clamp(min=0), target * 0 - 1], dim=1)
-    rewards = pack_options(max_margin=0.0, positive=1.0, negative=1.0, match=0.0)
+
+    def head(options, trained=(grad,) * 3, live=None, main_grad=None, inputs=None, **own):
+        inputs = inputs or (hidden, weight, bias, target)
+        return {
+            **dict(zip(("hidden", "weight", "bias", "target"), inputs, strict=True)),
+            **{"options": pack_options(**options), "ignore_index": -100, "num_live": live},
+            **{"group": None, "needs": list(trained), "main_grad": main_grad, **own},
+        }
+
+    def frozen(options, trained=(False,) * 3, **own):
+        inputs = [t.detach() for t in (hidden, weight, bias, target)]
+        return head(options, trained, inputs=inputs, **own)
+
+    def upstream(entropy=None, lse=None, ids=None):
+        given = {"grad_logprobs": rows, "grad_entropy": entropy, "grad_lse": lse, "extra_ids": ids}
+        of_ids = dict.fromkeys(("grad_extra", "extra_logprobs"))
+        if ids is not None:
+            of_ids = {"grad_extra": rows[:, None].expand(9, 2), "extra_logprobs": -torch.ones(9, 2)}
+        return {**given, **of_ids, **left}
+
+    def cross_entropy(row_weight, reduction, skips=False, workspace=None, made=grad):
+        made = {"workspace_bytes": workspace, "in_forward": made}
+        return {"row_weight": row_weight, "reduction": reduction, "skips": skips, **made}
+
+    def ppo(ref, row_weight, normalizer, cu_seqlens=None, entropy=True, made=grad):
+        made = {"workspace_bytes": None, "in_forward": made, "entropy_gradient": entropy}
+        given = {"ref_logprobs": ref, "row_weight": row_weight, "normalizer": normalizer}
+        given |= {"old_logprobs": rows, "advantages": rows, "cu_seqlens": cu_seqlens}
+        return {**given, **made, "with_entropy": entropy}
+
+    two, all_three = (True, False, True), (True, True, True)
+    made = [t.detach().clone() for t in (hidden, weight, bias)]
+    thresholds = pack_options(max_margin=0.0, positive=1.0, negative=1.0, match=0.0)
+    sums = {"rewards": rows, "values": rows, "cu_seqlens": CU}
     return {
         "linear_logprobs": [
-            (*head, skipping(0.1, **plain), None, True, True, *tail, needs),
-            (*head, skipping(0.0, **capped), extra, False, False, *tail, needs),
+            head({**plain, **skip}, extra_ids=None, with_entropy=True, skips=True),
+            head({**capped, **skip}, extra_ids=extra, with_entropy=False, skips=False),
+            head(
+                *({**plain, **skip}, (grad,) * 3, num_live),
+                **{"extra_ids": None, "with_entropy": True, "skips": False},
+            ),
         ],
         "linear_logprobs_backward": [
-            (rows, rows, rows, *detached, skipping(0.0, **capped), residual, live, *tail, ALL),
-            (
-                *(rows, None, None, *detached, skipping(0.0, **plain), residual, live, *tail),
-                [True, False, True],
-            ),
-            (
-                *(rows, None, None, *detached, skipping(0.0, **plain), residual, live, *tail, ALL),
-                *(rows[:, None].expand(9, 2), extra, torch.full((9, 2), -1.0)),
-            ),
+            frozen(capped, all_three, **upstream(rows, rows)),
+            frozen(plain, two, **upstream()),
+            frozen(plain, all_three, **upstream(ids=extra)),
         ],
         "linear_sample": [
-            (*detached[:3], seeds, seeds, None, pack_options(**plain), False, None),
-            (*detached[:3], seeds, seeds, seeds[:2], pack_options(**capped), True, None),
+            frozen(plain, seeds=seeds, positions=seeds, suppress=None, greedy=False),
+            frozen(capped, seeds=seeds, positions=seeds, suppress=seeds[:2], greedy=True),
         ],
         "linear_token_stats": [
-            (*detached, pack_options(**plain), None, *tail),
-            (*detached, pack_options(**capped), extra, *tail),
+            frozen(plain, extra_ids=None),
+            frozen(capped, extra_ids=extra),
         ],
         "linear_cross_entropy": [
-            (*head, rows, cross_entropy, "mean", False, *tail, None, needs, grad),
-            (*head, None, entropy, "sum", False, *tail, 10**6, needs, grad),
-            (*head, rows, entropy, "none", True, *tail, None, needs, False),
+            head({**plain, **smooth}, **cross_entropy(rows, "mean")),
+            head({**capped, **smooth}, **cross_entropy(None, "sum", workspace=10**6)),
+            head({**capped, **smooth}, **cross_entropy(rows, "none", True, made=False)),
         ],
         "linear_cross_entropy_backward": [
-            (rows, *detached, rows, entropy, residual, live, "none", *tail, ALL),
-            (
-                *(rows[0], *detached, None, cross_entropy, residual, live, "mean", *tail),
-                [False, True, False],
+            frozen(
+                *({**capped, **smooth}, all_three),
+                **{"grad_loss": rows, "row_weight": rows, "reduction": "none", **left},
+            ),
+            frozen(
+                *({**plain, **smooth}, (False, True, False)),
+                **{"grad_loss": rows[0], "row_weight": None, "reduction": "mean", **left},
             ),
         ],
         "linear_ppo_loss": [
-            (
-                *(*head, rows, rows, rows, torch.tensor(4.0), bounded, True, *tail, None, needs),
-                grad,
-            ),
-            (*head, rows, rows, None, None, unbounded, True, *tail, 0, needs, False),
+            head({**capped, **clip}, **ppo(rows, rows, torch.tensor(4.0))),
+            head({**plain, **unclipped}, **ppo(rows, None, None, CU, False, made=False)),
         ],
         "linear_loss_backward": [
-            (torch.tensor(2.0), *(t.detach().clone() for t in (*detached[:3], *detached[:3])))
+            {
+                "grad_loss": torch.tensor(2.0),
+                **dict(zip(("d_hidden", "d_weight", "d_bias"), made, strict=True)),
+                **dict(zip(("hidden", "weight", "bias"), made, strict=True)),
+            }
         ],
-        "token_rewards": [(target, target, CU, rewards, "argmax", 1)],
+        "token_rewards": [
+            {
+                **{"response": target, "signal": target, "cu_seqlens": CU},
+                **{"options": thresholds, "divergence": "argmax", "top_k": 1},
+            }
+        ],
         "gae": [
-            (rows, rows, CU, pack_options(gamma=0.9, lam=0.8), None),
-            (rows, rows, CU, pack_options(gamma=1.0, lam=0.5), torch.ones(3)),
+            {**sums, "options": pack_options(gamma=0.9, lam=0.8), "bootstrap": None},
+            {**sums, "options": pack_options(gamma=1.0, lam=0.5), "bootstrap": torch.ones(3)},
         ],
     }
 
@@ -98,8 +131,11 @@ def samples(grad):
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, grad):
-    for args in samples(grad)[name]:
-        opcheck(getattr(torch.ops.s2srm, name).default, args)
+    op = getattr(torch.ops.s2srm, name).default
+    names = [argument.name for argument in op._schema.arguments]
+    for sample in samples(grad)[name]:
+        assert sorted(sample) == sorted(names)
+        opcheck(op, tuple(sample[argument] for argument in names))
 
 
 def test_every_operator_is_listed_here():

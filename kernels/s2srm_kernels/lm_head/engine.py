@@ -33,6 +33,19 @@ def widened(rows: Tensor) -> Tensor:
     return rows if rows.device.type == "mps" else rows.double()
 
 
+class Packed:
+    """The columns of `Engine.statistics`'s result, and their number."""
+
+    maximum = 0
+    rest = 1
+    weighted_shift = 2
+    shift = 3
+    target_logit = 4
+    argmax = 5
+    above = 6
+    width = 7
+
+
 class Wanted(NamedTuple):
     """Which statistics are read beside log p(target), lse and, where thresholds are given, `above`.
 
@@ -154,13 +167,14 @@ class Engine(Protocol):
         tiles: bool,
         wanted: Wanted = ALL,
     ) -> tuple[Tensor, Tensor | None]:
-        """(R, 7) statistics over this rank's columns in the compute dtype: one product.
+        """(R, Packed.width) statistics over this rank's columns in the compute dtype: one product.
 
-        0 the maximum, no lower than finfo.min; 1 sum e^(z-max) without the maximum's own term;
-        2 the sum of e^(z-max) (z-max) over the same columns, where z = -inf adds 0; 3 sum (z-max)
-        over all columns; 4 the target's logit, -inf if not owned; 5 the column of the maximum, of
-        equal ones the lowest; 6 the number of columns with z > target_logits[row], which may be
-        another rank's, 0 where target_logits is None. Numbers of columns are exact up to 2**24.
+        The columns of `Packed`: the maximum, no lower than finfo.min; rest, sum e^(z-max) without
+        the maximum's own term; weighted_shift, the sum of e^(z-max) (z-max) over the same columns,
+        where z = -inf adds 0; shift, sum (z-max) over all columns; the target's logit, -inf if not
+        owned; argmax, the column of the maximum, of equal ones the lowest; above, the number of
+        columns with z > target_logits[row], which may be another rank's, 0 where target_logits is
+        None. Numbers of columns are exact up to 2**24.
 
         With `tiles` also (R, T): log-sum-exp of every tile of columns.
         """

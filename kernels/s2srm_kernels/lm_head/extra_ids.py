@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s2srm_kernels.checks import check_device, check_integer
+from s2srm_kernels.checks import assert_on_device, check_device, check_integer, check_tensors
+from s2srm_kernels.lm_head.call import Call
 from s2srm_kernels.lm_head.engine import FLOOR, Engine, Entries, RowStatistics, Upstream
 from s2srm_kernels.lm_head.head import Head, digest
 from s2srm_kernels.lm_head.shards import all_reduce_max_
@@ -23,15 +24,21 @@ from s2srm_kernels.lm_head.shards import all_reduce_max_
 NO_ID = -1
 
 
-def check_extra_ids(extra_ids: Tensor, hidden: Tensor) -> None:
-    """(N, K) token ids; ValueError otherwise. Their range is looked at in `live_ids`."""
-    if extra_ids.dim() != 2 or extra_ids.shape[0] != hidden.shape[0]:
+def flat_ids(call: Call, extra_ids: Tensor | None) -> Tensor | None:
+    """(..., K) token ids -> (N, K); ValueError for others. `live_ids` looks at their range."""
+    if extra_ids is None:
+        return None
+    check_tensors(call.name, extra_ids=extra_ids)
+    leading = call.hidden.shape[:-1]
+    if extra_ids.dim() != len(leading) + 1 or extra_ids.shape[:-1] != leading:
+        wanted = ", ".join(map(str, leading))
         raise ValueError(
-            f"extra_ids must have shape ({hidden.shape[0]}, K), K ids for each row of hidden, "
+            f"extra_ids must have shape ({wanted}, K), K ids for each row of hidden, "
             f"got {tuple(extra_ids.shape)}"
         )
-    check_device("extra_ids", extra_ids, hidden)
+    check_device("extra_ids", extra_ids, call.hidden)
     check_integer("extra_ids", extra_ids)
+    return extra_ids.flatten(0, -2)
 
 
 def extra_fact(extra_ids: Tensor | None, group: str | None) -> dict[str, int | None]:
@@ -41,10 +48,19 @@ def extra_fact(extra_ids: Tensor | None, group: str | None) -> dict[str, int | N
     return {"extra_ids": None if extra_ids is None else digest(extra_ids.flatten())}
 
 
-def live_ids(extra_ids: Tensor, head: Head) -> Tensor:
-    """(R, K) int64 of the live rows; ValueError for an id out of range, naming row and place."""
+def live_ids(extra_ids: Tensor | None, head: Head) -> Tensor:
+    """(R, K) int64 of the live rows, K = 0 without extra ids.
+
+    ValueError for an id out of range, naming row and place; see live_rows for a known num_live.
+    """
+    if extra_ids is None:
+        return head.target.new_empty(head.num_live, 0)
     ids = extra_ids[head.rows].long()
     bad = (ids < NO_ID) | (ids >= head.shard.num_total)
+    if not head.waits:
+        named = f"an extra id is neither in [0, {head.shard.num_total}) nor {NO_ID}"
+        assert_on_device(~bad.any(), named)
+        return ids.clamp(NO_ID, head.shard.num_total - 1)
     if bad.any():
         place = int(bad.flatten().byte().argmax())
         row, k = int(head.rows[place // ids.shape[1]]), place % ids.shape[1]

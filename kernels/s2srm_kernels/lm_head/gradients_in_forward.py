@@ -6,23 +6,29 @@ second derivative is an error then and not a silent constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor  # of is_grads_batched
 
 from s2srm_kernels.checks import kept_dtype
-from s2srm_kernels.dispatch import define, engine_of, operator, refuse_second_order
+from s2srm_kernels.dispatch import define, engine_of, operator, refuse_second_order, schema_of
+from s2srm_kernels.lm_head.engine import ThreeGradients
+from s2srm_kernels.lm_head.operation import Inputs, save_values, saved_values
 
 _NAME = "linear_loss_backward"
-_Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _reference(
-    grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, *_: Any
-) -> _Three:
+    grad_loss: Tensor,
+    d_hidden: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     d_hidden, d_weight, d_bias = (
         (d.to(grad_loss.dtype) * grad_loss).to(hidden.dtype) for d in (d_hidden, d_weight, d_bias)
     )
@@ -31,7 +37,7 @@ def _reference(
 
 def _fake(
     grad_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, *_: Any
-) -> _Three:
+) -> ThreeGradients:
     return (
         torch.empty_like(d_hidden, dtype=hidden.dtype),
         torch.empty_like(d_weight, dtype=hidden.dtype),
@@ -39,37 +45,26 @@ def _fake(
     )
 
 
-define(
-    _NAME,
-    "(Tensor grad_loss, Tensor d_hidden, Tensor d_weight, Tensor d_bias, Tensor hidden,"
-    " Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
-    _reference,
-    _fake,
-    backward=refuse_second_order(_NAME),
-)
+def _refuse(impl: str, ctx: Any, *grads: Tensor | None) -> NoReturn:
+    refuse_second_order(_NAME)
 
 
-def save_gradients(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    """setup_context of such a loss: inputs begin with hidden, weight, bias; output with the loss.
-
-    Everything but the loss is a constant to autograd.
-    """
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[-3:], *inputs[:3])
+define(_NAME, schema_of(_reference), _fake, reference=_reference, backward=_refuse)
 
 
-def scale_gradients(impl: str, ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
-    """grad_loss times what `save_gradients` kept, in the inputs' dtype; None where not needed."""
-    saved = ctx.saved_tensors  # once: a checkpoint gives them out no second time
-    gradients, inputs = saved[:3], saved[3:]
-    if gradients[0].dtype == inputs[0].dtype and _is_last(grad_loss):
-        scaled = gradients
+def save_gradients(ctx: Any, inputs: Inputs, gradients: ThreeGradients) -> None:
+    """Keep what `scale_gradients` takes."""
+    save_values(ctx, *gradients, inputs.hidden, inputs.weight, inputs.bias)
+
+
+def scale_gradients(impl: str, ctx: Any, grad_loss: Tensor) -> ThreeGradients:
+    """grad_loss times what `save_gradients` kept, in the inputs' dtype."""
+    d_hidden, d_weight, d_bias, *inputs = saved_values(ctx)
+    gradients = (d_hidden, d_weight, d_bias)
+    if d_hidden.dtype == inputs[0].dtype and _is_last(grad_loss):
         engine_of(impl).scale_(gradients, grad_loss)
-    else:
-        scaled = operator(_NAME, "reference")(grad_loss, *gradients, *inputs)
-    needs = ctx.needs_input_grad[:3]
-    return [g if need else None for g, need in zip(scaled, needs, strict=True)]
+        return gradients
+    return operator(_NAME, "reference")(grad_loss, *gradients, *inputs)
 
 
 def _is_last(grad_loss: Tensor) -> bool:
@@ -100,24 +95,31 @@ def wanted_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> lis
     return [enabled and t is not None and t.requires_grad for t in (hidden, weight, bias)]
 
 
-def fits_in_forward(impl: str, hidden: Tensor, weight: Tensor, workspace_bytes: int | None) -> bool:
-    """Whether the backend makes a loss's gradients in its forward."""
-    return engine_of(impl).gradients_in_forward(hidden, weight, workspace_bytes)
+def made_in_forward(impl: str, inputs: Inputs, workspace_bytes: int | None) -> bool:
+    """Whether the backend makes a loss's gradients in its forward: they are asked for and fit."""
+    if not any(inputs.needs) or inputs.group is not None:
+        return False
+    return engine_of(impl).gradients_in_forward(inputs.hidden, inputs.weight, workspace_bytes)
 
 
-def keep(gradients: _Three, hidden: Tensor) -> _Three:
+def kept_gradients(gradients: ThreeGradients, inputs: Inputs) -> ThreeGradients:
     """Gradients in the dtype in which they wait for backward."""
-    d_hidden, d_weight, d_bias = (g.to(kept_dtype(hidden.dtype)) for g in gradients)
+    d_hidden, d_weight, d_bias = (g.to(kept_dtype(inputs.hidden.dtype)) for g in gradients)
     return d_hidden, d_weight, d_bias
 
 
-def fake_gradients(
-    hidden: Tensor, weight: Tensor, needs: Sequence[bool], dtype: torch.dtype
-) -> _Three:
-    """Shapes of (d_hidden, d_weight, d_bias): empty where not needed."""
+def fake_kept_gradients(inputs: Inputs, in_forward: bool) -> ThreeGradients:
+    """Shapes of `kept_gradients`: empty where not needed, or not made in forward."""
+    needs = inputs.needs if in_forward else [False] * 3
+    return fake_gradients(inputs._replace(needs=needs), kept_dtype(inputs.hidden.dtype))
+
+
+def fake_gradients(inputs: Inputs, dtype: torch.dtype | None = None) -> ThreeGradients:
+    """Shapes of (d_hidden, d_weight, d_bias), by default of the inputs' dtype."""
+    hidden, weight = inputs.hidden, inputs.weight
     shapes: tuple[Any, ...] = (hidden.shape, weight.shape, weight.shape[:1])
     d_hidden, d_weight, d_bias = (
-        hidden.new_empty(shape if need else (0,), dtype=dtype)
-        for shape, need in zip(shapes, needs, strict=True)
+        hidden.new_empty(shape if need else (0,), dtype=dtype or hidden.dtype)
+        for shape, need in zip(shapes, inputs.needs, strict=True)
     )
     return d_hidden, d_weight, d_bias

@@ -17,20 +17,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.checks import assert_on_device, compute_dtype
 from s2srm_kernels.lm_head.shards import Shard, find_shard
 
 
-def live_rows(target: Tensor, ignore_index: int, num_classes: int) -> Tensor:
+def live_rows(
+    target: Tensor, ignore_index: int, num_classes: int, num_live: int | None = None
+) -> Tensor:
     """(R,) int64: the rows whose target is not ignore_index, ascending.
 
     ValueError for a live target outside [0, num_classes), naming the first such row. On CUDA this
-    is the one synchronisation of an operator: the counts come over in a single transfer.
+    is the one synchronisation of an operator: the counts come over in a single transfer. With
+    num_live there is none, so that a CUDA graph can hold the call: the same is then asserted on the
+    device, as the targets of F.cross_entropy are.
     """
-    if target.numel() == 0:
+    if target.numel() == 0 and not num_live:
         return torch.empty(0, dtype=torch.int64, device=target.device)
     live = target != ignore_index
     bad = live & ((target < 0) | (target >= num_classes))
+    if num_live is not None:
+        assert_on_device(
+            live.sum() == num_live, f"num_live is {num_live}, not the number of live targets"
+        )
+        named = f"a target is neither in [0, {num_classes}) nor ignore_index {ignore_index}"
+        assert_on_device(~bad.any(), named)
+        if num_live == target.shape[0]:
+            return torch.arange(num_live, device=target.device)
+        return torch.nonzero_static(live, size=num_live, fill_value=0).squeeze(1)
     counts: list[int] = torch.stack([live.sum(), bad.sum(), bad.byte().argmax()]).tolist()
     num_live, num_bad, row = counts
     if num_bad:
@@ -55,8 +68,9 @@ class Head:
     columns (R,) int64: the target's column on this rank, -1 where another rank owns it.
     dtype: of statistics and sums, float32 (float64 for float64 inputs).
 
-    A softcap of infinity is none. facts: what else the ranks of a
-    group must agree on (see find_shard), first `operation`.
+    A softcap of infinity is none. num_live: R, where the caller knows it (see live_rows); `waits`
+    is False then, and checks of data must not synchronise. facts: what else the ranks of a group
+    must agree on (see find_shard), first `operation`.
     """
 
     def __init__(
@@ -69,6 +83,8 @@ class Head:
         temperature: float,
         ignore_index: int,
         group: str | None,
+        *,
+        num_live: int | None = None,
         **facts: Any,
     ) -> None:
         self.hidden = hidden
@@ -85,10 +101,12 @@ class Head:
                 "temperature": temperature,
                 "softcap": self.softcap,
                 "ignore_index": ignore_index,
+                "num_live": num_live,
                 "target": digest(target),
             }
         self.shard: Shard = find_shard(group, weight.shape[0], weight.device, facts)
-        self.rows = live_rows(target, ignore_index, self.shard.num_total)
+        self.waits = num_live is None
+        self.rows = live_rows(target, ignore_index, self.shard.num_total, num_live)
         self.target = target[self.rows].long()
         self.columns = self.columns_of(self.target)
 

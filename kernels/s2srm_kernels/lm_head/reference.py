@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
+from s2srm_kernels.dispatch import implement
 from s2srm_kernels.lm_head.backward import no_gradients, scale_on_host_, set_entries_
 from s2srm_kernels.lm_head.engine import (
     ALL,
     FLOOR,
+    Packed,
     SKIP_COLUMNS,
     SKIP_ROWS,
     Draws,
@@ -42,6 +44,12 @@ from s2srm_kernels.lm_head.statistics import merge
 TILE = 128
 _CHUNK_ELEMENTS = 2**24
 _LINE_BYTES = 64
+
+
+def register() -> dict[str, str | None]:
+    """Register the engine for every device; nothing can stand in its way."""
+    implement("reference", "CompositeExplicitAutograd", ReferenceEngine())
+    return {}
 
 
 class ReferenceEngine:
@@ -70,14 +78,14 @@ class ReferenceEngine:
             if tiles:
                 tile_lse.append(_tile_lse(z[: rows.stop - rows.start]))
         if not packed:
-            empty = head.weight.new_empty((0, 7), dtype=head.dtype)
+            empty = head.weight.new_empty((0, Packed.width), dtype=head.dtype)
             return empty, empty.new_empty(0, num_tiles(head)) if tiles else None
         return torch.cat(packed), torch.cat(tile_lse) if tiles else None
 
     def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
         problem = _Problem(head)
         none = head.weight.new_empty(0, dtype=head.dtype)
-        parts = [(none, head.rows[:0], none.view(0, 7))]
+        parts = [(none, head.rows[:0], none.view(0, Packed.width))]
         for rows in problem.chunks():
             z = problem.logits(rows)
             packed = problem.pack(z, rows, None)
@@ -88,7 +96,7 @@ class ReferenceEngine:
             if suppressed is not None:
                 perturbed = perturbed.masked_fill(suppressed, -torch.inf)
             columns = perturbed.argmax(dim=1)  # of equal maxima, the first
-            packed[:, 4:5] = z.gather(1, columns[:, None])
+            packed[:, Packed.target_logit] = z.gather(1, columns[:, None]).squeeze(1)
             best = perturbed.gather(1, columns[:, None]).squeeze(1)
             parts.append((best, columns, packed))
         return Draws(*(torch.cat(field) for field in zip(*parts, strict=True)))
@@ -228,7 +236,7 @@ class _Problem:
         return z
 
     def pack(self, z: Tensor, rows: slice, target_logits: Tensor | None) -> Tensor:
-        """(P, V) logits -> (r, 7) statistics of the chunk's r rows on this rank."""
+        """(P, V) logits -> (r, Packed.width) statistics of the chunk's r rows on this rank."""
         target_logit = at_columns(z, self.head.columns[rows, None]).squeeze(1)
         num_rows = len(target_logit)
         above = torch.zeros_like(target_logit)

@@ -24,13 +24,22 @@ class Shard(NamedTuple):
     num_total: int
 
 
-def group_name(process_group: dist.ProcessGroup | None) -> str | None:
-    """The name under which an operator finds its process group; operators take no group objects."""
-    if process_group is None:
-        return None
-    if not torch.compiler.is_compiling() and not hasattr(process_group, "group_name"):
-        raise ValueError(f"process_group must be a ProcessGroup or None, got {process_group!r}")
-    return process_group.group_name
+def group_name(
+    vocab_group: dist.ProcessGroup | None, process_group: dist.ProcessGroup | None = None
+) -> str | None:
+    """The name under which an operator finds its group; operators take no group objects.
+
+    vocab_group and process_group are two names of one argument.
+    """
+    if vocab_group is not None and process_group is not None:
+        raise ValueError("vocab_group and process_group mean the same: pass one of them")
+    for name, group in (("vocab_group", vocab_group), ("process_group", process_group)):
+        if group is None:
+            continue
+        if not torch.compiler.is_compiling() and not hasattr(group, "group_name"):
+            raise ValueError(f"{name} must be a ProcessGroup or None, got {group!r}")
+        return group.group_name
+    return None
 
 
 def find_shard(
@@ -55,7 +64,7 @@ def find_shard(
         if others:
             operation = next(iter(facts.values()))
             raise ValueError(
-                f"{operation}: the ranks of process_group must agree on {fact}, but ranks {others} "
+                f"{operation}: the ranks of vocab_group must agree on {fact}, but ranks {others} "
                 f"differ from rank 0; this rank, {dist.get_rank(group)}, has {value!r}"
             )
     sizes = [row[0] for row in table]

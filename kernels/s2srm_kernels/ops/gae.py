@@ -23,7 +23,7 @@ from s2srm_kernels.checks import (
     compute_dtype,
 )
 from s2srm_kernels.cu_seqlens import check_cu_seqlens_shape, find_segments
-from s2srm_kernels.dispatch import define, select
+from s2srm_kernels.dispatch import define, schema_of, select
 from s2srm_kernels.options import Number, pack_options, unpack_options
 
 _NAME = "gae"
@@ -74,13 +74,7 @@ def _fake(
     )
 
 
-define(
-    _NAME,
-    "(Tensor rewards, Tensor values, Tensor cu_seqlens, Tensor options, Tensor? bootstrap)"
-    " -> (Tensor, Tensor)",
-    _reference,
-    _fake,
-)
+define(_NAME, schema_of(_reference), _fake, reference=_reference)
 
 
 def gae(

@@ -25,24 +25,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s2srm_kernels.checks import (
-    autocast_inputs,
-    check_head,
     check_integer,
     check_rows,
     check_tensors,
     check_whole,
     compute_dtype,
 )
-from s2srm_kernels.dispatch import define_vocabulary, select
-from s2srm_kernels.lm_head.engine import Draws, Engine, Wanted
+from s2srm_kernels.lm_head.call import prepare
+from s2srm_kernels.lm_head.engine import Draws, Engine, Packed, Wanted
 from s2srm_kernels.lm_head.head import Head, digest
 from s2srm_kernels.lm_head.noise import Noise
-from s2srm_kernels.lm_head.shards import all_gather, all_reduce_, group_name
+from s2srm_kernels.lm_head.operation import Inputs, define_operation
+from s2srm_kernels.lm_head.shards import all_gather, all_reduce_
 from s2srm_kernels.lm_head.statistics import merge, row_statistics
-from s2srm_kernels.options import Number, may_be_nonzero, pack_options, unpack_options
+from s2srm_kernels.options import Number, may_be_nonzero, pack_options
 
 _NAME = "linear_sample"
-_OPTIONS = ("temperature", "softcap")
 
 
 class Samples(NamedTuple):
@@ -52,38 +50,33 @@ class Samples(NamedTuple):
     logprobs: Tensor
 
 
-def _body(
-    engine: Engine,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    seeds: Tensor,
-    positions: Tensor,
-    suppress: Tensor | None,
-    options: Tensor,
-    greedy: bool,
-    group: str | None,
-) -> tuple[Tensor, Tensor]:
-    temperature, softcap = unpack_options(options, *_OPTIONS)
-    facts: dict[str, Any] = {"operation": _NAME, "whether temperature is 0": greedy}
-    if group is not None:
-        facts |= {"seeds": digest(seeds), "positions": digest(positions)}
+class _Arguments(NamedTuple):
+    seeds: Tensor
+    positions: Tensor
+    suppress: Tensor | None
+    greedy: bool
+
+
+def _body(engine: Engine, inputs: Inputs, own: _Arguments) -> Samples:
+    facts: dict[str, Any] = {"whether temperature is 0": own.greedy}
+    suppress = own.suppress
+    if inputs.group is not None:
+        facts |= {"seeds": digest(own.seeds), "positions": digest(own.positions)}
         if suppress is None or suppress.dtype != torch.bool:
             facts["suppress"] = None if suppress is None else digest(suppress)
-    # Every row is live, and none has a target: column 0 stands for it.
-    target = torch.zeros_like(seeds)
-    head = Head(hidden, weight, bias, target, softcap, temperature, -1, group, **facts)
-    noise = None if greedy else Noise(seeds.long(), positions.long())
+    head, _ = inputs.open(_NAME, **facts)
+    noise = None if own.greedy else Noise(own.seeds.long(), own.positions.long())
     suppressed = None if suppress is None else _suppressed_columns(suppress, head)
     draws = engine.sample(head, noise, suppressed)
     tokens = _merge_draws(draws, head)
     head = head.retarget(tokens)
     if draws.packed is None:
         stats, _ = row_statistics(engine, head, wanted=Wanted(False, False, False))
-        return tokens, stats.logprobs
+        return Samples(tokens, stats.logprobs)
     packed = draws.packed
-    packed[:, 4] = packed[:, 4].masked_fill(head.columns < 0, -torch.inf)
-    return tokens, merge(packed, head).logprobs
+    target = packed.select(1, Packed.target_logit)
+    target.masked_fill_(head.columns < 0, -torch.inf)
+    return Samples(tokens, merge(packed, head).logprobs)
 
 
 def _suppressed_columns(suppress: Tensor, head: Head) -> Tensor:
@@ -114,19 +107,13 @@ def _merge_draws(draws: Draws, head: Head) -> Tensor:
     return best[:, 1].gather(0, owner).squeeze(0).long()
 
 
-def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    num_rows = hidden.shape[0]
-    tokens = hidden.new_empty(num_rows, dtype=torch.int64)
-    return tokens, hidden.new_empty(num_rows, dtype=compute_dtype(hidden))
+def _fake(inputs: Inputs, own: _Arguments) -> Samples:
+    num_rows, dtype = inputs.hidden.shape[0], compute_dtype(inputs.hidden)
+    tokens = inputs.hidden.new_empty(num_rows, dtype=torch.int64)
+    return Samples(tokens, inputs.hidden.new_empty(num_rows, dtype=dtype))
 
 
-define_vocabulary(
-    _NAME,
-    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor seeds, Tensor positions, Tensor? suppress,"
-    " Tensor options, bool greedy, str? group) -> (Tensor, Tensor)",
-    _body,
-    _fake,
-)
+_run = define_operation(_NAME, _body, _fake)
 
 
 def linear_sample(
@@ -139,6 +126,7 @@ def linear_sample(
     softcap: Number | None = None,
     temperature: Number = 1.0,
     suppress: Tensor | Sequence[int] | None = None,
+    vocab_group: dist.ProcessGroup | None = None,
     process_group: dist.ProcessGroup | None = None,
     impl: str = "auto",
 ) -> Samples:
@@ -166,29 +154,34 @@ def linear_sample(
     less than that. With logits that differ by at most e, a draw changes with a probability below
     2 e, so below 1e-5 for logits of size 10 in float32.
 
-    process_group: every rank passes the same rows, seeds and positions, and its contiguous slice of
-    `weight`, `bias` and a mask, in rank order; suppressed ids are those of the whole vocabulary.
-    Two all-gathers, one of statistics and one of draws (and one of the slice sizes).
+    vocab_group (process_group is another name of it): every rank passes the same rows, seeds and
+    positions, and its contiguous slice of `weight`, `bias` and a mask, in rank order; suppressed
+    ids are those of the whole vocabulary. Two all-gathers, one of statistics and one of draws (and
+    one of the slice sizes).
 
     ValueError: a bad shape, dtype, device or option, an `impl` that is not available, a suppressed
     id out of range, or no id left to draw.
     """
-    check_tensors(_NAME, hidden=hidden, weight=weight, bias=bias, seeds=seeds, positions=positions)
+    check_tensors(_NAME, hidden=hidden, seeds=seeds, positions=positions)
     greedy = not may_be_nonzero(temperature)
     options = pack_options(temperature=1.0 if greedy else temperature, softcap=softcap)
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     for name, values in (("seeds", seeds), ("positions", positions)):
         check_rows(name, values, hidden)
         check_integer(name, values)
-    check_head(hidden, weight, bias, positions)
+    # Every row is live, and none has a target: column 0 stands for it.
+    call = prepare(
+        *(_NAME, hidden, weight, bias, torch.zeros_like(positions), options),
+        ignore_index=-1,
+        num_live=positions.numel(),
+        vocab_group=vocab_group,
+        process_group=process_group,
+        impl=impl,
+        differentiable=False,
+    )
     if suppress is not None:
         suppress = _suppress_tensor(suppress, weight)
-    op = select(_NAME, impl, hidden.device)
-    tokens, logprobs = op(
-        *(hidden.detach(), weight.detach(), None if bias is None else bias.detach()),
-        *(seeds, positions, suppress, options, greedy, group_name(process_group)),
-    )
-    return Samples(tokens, logprobs)
+    own = _Arguments(seeds.flatten(), positions.flatten(), suppress, greedy)
+    return Samples(*map(call.shaped, _run(call.impl, call.inputs, own)))
 
 
 def _suppress_tensor(suppress: Tensor | Sequence[int], weight: Tensor) -> Tensor | None:

@@ -24,7 +24,7 @@ from s2srm_kernels.checks import (
     compute_dtype,
 )
 from s2srm_kernels.cu_seqlens import check_cu_seqlens_shape, find_segments
-from s2srm_kernels.dispatch import define, select
+from s2srm_kernels.dispatch import define, schema_of, select
 from s2srm_kernels.options import Number, pack_options, unpack_options
 
 _NAME = "token_rewards"
@@ -71,13 +71,7 @@ def _fake(response: Tensor, signal: Tensor, cu_seqlens: Tensor, *_: Any) -> tupl
     return rewards, cu_seqlens.new_empty(cu_seqlens.shape[0] - 1, dtype=torch.int64)
 
 
-define(
-    _NAME,
-    "(Tensor response, Tensor signal, Tensor cu_seqlens, Tensor options, str divergence,"
-    " int top_k) -> (Tensor, Tensor)",
-    _reference,
-    _fake,
-)
+define(_NAME, schema_of(_reference), _fake, reference=_reference)
 
 
 def token_rewards(
