@@ -14,7 +14,7 @@ from tests.kernels import naive
 
 NAMES = ["gae", "linear_cross_entropy", "linear_cross_entropy_backward", "linear_logprobs"]
 NAMES += ["linear_logprobs_backward", "linear_loss_backward", "linear_ppo_loss"]
-NAMES += ["linear_token_stats", "token_rewards"]
+NAMES += ["linear_sample", "linear_token_stats", "token_rewards"]
 ALL = [True, True, True]
 CU = torch.tensor([0, 0, 4, 9], dtype=torch.int32)
 
@@ -39,11 +39,12 @@ def samples(grad):
     entropy, cross_entropy = pack_options(**capped, **smooth), pack_options(**plain, **smooth)
     bounded = pack_options(**capped, **clip, max_log_ratio=0.5)
     unbounded = pack_options(**plain, **clip, max_log_ratio=None)
+    seeds, extra = torch.arange(9), torch.stack([target.clamp(min=0), target * 0 - 1], dim=1)
     rewards = pack_options(max_margin=0.0, positive=1.0, negative=1.0, match=0.0)
     return {
         "linear_logprobs": [
-            (*head, skipping(0.1, **plain), True, True, *tail, needs),
-            (*head, skipping(0.0, **capped), False, False, *tail, needs),
+            (*head, skipping(0.1, **plain), None, True, True, *tail, needs),
+            (*head, skipping(0.0, **capped), extra, False, False, *tail, needs),
         ],
         "linear_logprobs_backward": [
             (rows, rows, rows, *detached, skipping(0.0, **capped), residual, live, *tail, ALL),
@@ -51,10 +52,18 @@ def samples(grad):
                 *(rows, None, None, *detached, skipping(0.0, **plain), residual, live, *tail),
                 [True, False, True],
             ),
+            (
+                *(rows, None, None, *detached, skipping(0.0, **plain), residual, live, *tail, ALL),
+                *(rows[:, None].expand(9, 2), extra, torch.full((9, 2), -1.0)),
+            ),
+        ],
+        "linear_sample": [
+            (*detached[:3], seeds, seeds, None, pack_options(**plain), False, None),
+            (*detached[:3], seeds, seeds, seeds[:2], pack_options(**capped), True, None),
         ],
         "linear_token_stats": [
-            (*detached, pack_options(**plain), *tail),
-            (*detached, pack_options(**capped), *tail),
+            (*detached, pack_options(**plain), None, *tail),
+            (*detached, pack_options(**capped), extra, *tail),
         ],
         "linear_cross_entropy": [
             (*head, rows, cross_entropy, "mean", False, *tail, None, needs, grad),

@@ -72,7 +72,7 @@ def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox-4x32-10 of counters and keys that broadcast: int64 with values below 2^32."""
-    a, b, c, d = torch.broadcast_tensors(*counter)
+    a, b, c, d = counter
     first, second = key
     for _ in range(_ROUNDS):
         high_a, low_a = _multiply(a, _MULTIPLIERS[0])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.backward import no_gradients, set_entries_, scale_on_host_
+from s2srm_kernels.lm_head.backward import no_gradients, scale_on_host_, set_entries_
 from s2srm_kernels.lm_head.engine import (
     ALL,
     FLOOR,

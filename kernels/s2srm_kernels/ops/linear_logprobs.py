@@ -11,7 +11,7 @@ Cross-Entropy (arXiv 2411.09009), without its filter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -156,9 +156,16 @@ def _backward_fake(
     grad_lse: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
-    *rest: Any,
+    bias: Tensor | None,
+    target: Tensor,
+    options: Tensor,
+    residual: Tensor,
+    live: Tensor,
+    ignore_index: int,
+    group: str | None,
+    needs: Sequence[bool],
+    *extra: Any,
 ) -> ThreeGradients:
-    needs = next(value for value in rest if isinstance(value, list))
     return fake_gradients(hidden, weight, needs, hidden.dtype)
 
 
@@ -209,12 +216,36 @@ define_vocabulary(
 )
 
 
+class _Keywords(TypedDict, total=False):
+    bias: Tensor | None
+    softcap: Number | None
+    temperature: Number
+    ignore_index: int
+    with_entropy: bool
+    skip_mass: Number
+    skip_report: SkipReport | None
+    process_group: dist.ProcessGroup | None
+    impl: str
+
+
 @overload
 def linear_logprobs(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, extra_ids: Tensor, **options: Any
-) -> LogprobsAtIds: ...
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: None = None,
+    **keywords: Unpack[_Keywords],
+) -> Logprobs: ...
 @overload
-def linear_logprobs(hidden: Tensor, weight: Tensor, target: Tensor, **options: Any) -> Logprobs: ...
+def linear_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: Tensor,
+    **keywords: Unpack[_Keywords],
+) -> LogprobsAtIds: ...
 def linear_logprobs(
     hidden: Tensor,
     weight: Tensor,

@@ -12,7 +12,7 @@ No gradient. Source: the statistics are the monoid of online softmax (Milakov an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -115,14 +115,33 @@ define_vocabulary(
 )
 
 
+class _Keywords(TypedDict, total=False):
+    bias: Tensor | None
+    softcap: Number | None
+    temperature: Number
+    ignore_index: int
+    process_group: dist.ProcessGroup | None
+    impl: str
+
+
 @overload
 def linear_token_stats(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, extra_ids: Tensor, **options: Any
-) -> TokenStatsAtIds: ...
-@overload
-def linear_token_stats(
-    hidden: Tensor, weight: Tensor, target: Tensor, **options: Any
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: None = None,
+    **keywords: Unpack[_Keywords],
 ) -> TokenStats: ...
+@overload
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    extra_ids: Tensor,
+    **keywords: Unpack[_Keywords],
+) -> TokenStatsAtIds: ...
 def linear_token_stats(
     hidden: Tensor,
     weight: Tensor,
@@ -171,4 +190,5 @@ def linear_token_stats(
         *(hidden.detach(), weight.detach(), None if bias is None else bias.detach()),
         *(target, options, extra_ids, ignore_index, group_name(process_group)),
     )
-    return TokenStats(*fields) if extra_ids is None else TokenStatsAtIds(*fields, extra)
+    stats = TokenStats(*fields)
+    return stats if extra_ids is None else TokenStatsAtIds(*stats, extra)

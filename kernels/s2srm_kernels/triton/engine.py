@@ -400,13 +400,21 @@ def _product(left: Tensor, right: Tensor, result: Tensor, accumulate: bool = Fal
         elif adds_mixed(left.device, left.dtype):
             torch.addmm(result, left, right, out_dtype=result.dtype, out=result)
         else:
-            for start in range(0, result.shape[0], _ADDED_ROWS):
-                some = slice(start, start + _ADDED_ROWS)
-                result[some] += torch.mm(left[some], right, out_dtype=result.dtype)
+            add_by_slabs(left, right, result)
     else:
         # The CPU, and so the interpreter, has neither 16-bit products of one rounding nor mixed.
         product = left.float() @ right.float()
         result.copy_(result + product if accumulate else product)
+
+
+def add_by_slabs(left: Tensor, right: Tensor, result: Tensor) -> None:
+    """result += left @ right with a product of _ADDED_ROWS rows at a time."""
+    for start in range(0, result.shape[0], _ADDED_ROWS):
+        some = slice(start, start + _ADDED_ROWS)
+        if left.dtype == result.dtype:
+            result[some] += torch.mm(left[some], right)
+        else:
+            result[some] += torch.mm(left[some], right, out_dtype=result.dtype)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ Left out: splits chosen by the number of rows, which would give a row other bits
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
+# pyright: reportAssignmentType=false
 import triton
 import triton.language as tl
 

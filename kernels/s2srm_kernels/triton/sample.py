@@ -15,8 +15,6 @@ a few rows hides, and any slice of the vocabulary may begin anywhere.
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -175,7 +173,7 @@ def sample_kernel(
                 perturbed += (z,)
             highest = highest_of(perturbed, PARTS)
             top = tl.max(highest, axis=1)
-            found = column_of(perturbed, highest, top, lane, PARTS, width)
+            found = column_of(perturbed, highest, top, PARTS, width)
             column = tl.where(top > largest, first_column + found, column)
             largest = tl.maximum(largest, top)
         place = split * num_rows.to(tl.int64) + rows
@@ -184,7 +182,7 @@ def sample_kernel(
 
 
 def draw(problem: Problem, noise: Noise | None, suppressed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(R,) the largest perturbed logit of every row and its column, int64; of equal ones the lowest."""
+    """(R,) largest perturbed logits, and their columns, int64; of equal ones the lowest."""
     tile = problem.tile("statistics")
     num_rows, num_columns = problem.num_rows, problem.num_columns
     split_columns = configs.split_columns(num_columns)

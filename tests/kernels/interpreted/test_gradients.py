@@ -230,8 +230,6 @@ def test_the_tiles_of_the_chips(family, dtype, monkeypatch):
     monkeypatch.setattr(
         configs, "logits_tile", lambda kernel, _, *rest: tile_of(kernel, family, *rest)
     )
-    product = configs.product_tile
-    monkeypatch.setattr(configs, "product_tile", lambda _, *rest: product(family, *rest))
     head = head_of(180, 72, 300, dtype=dtype, seed=7, temperature=1.3)
     exact = head_of(180, 72, 300, dtype=torch.float64, seed=7, temperature=1.3)
     exact.hidden, exact.weight, exact.bias = (
