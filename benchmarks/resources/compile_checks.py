@@ -2,15 +2,15 @@
 
 A machine without a GPU can hold each variant of `variants.variants()` to: it compiles; no registers
 spilled and no stack; shared memory within the chip's; the chip's matrix instructions in every
-matrix kernel of a 16-bit dtype. What each uses is recorded in a table, with what an epilogue costs:
+matrix kernel of a 16-bit dtype. The representatives, which the test suite compiles each time, are
+recorded in a table, with what an epilogue costs; --all holds every variant to the limits:
 
     python -m benchmarks.resources.compile_checks --write benchmarks/results/kernel_resources.md
     python -m benchmarks.resources.compile_checks --compare benchmarks/results/kernel_resources.md
+    python -m benchmarks.resources.compile_checks --all
 
---suite takes the representatives that the test suite compiles (see `representatives`). What has
-been compiled lies in Triton's cache, under the hash of the sources.
-
-The table holds for one version of Triton: with another, only the limits are checked.
+What has been compiled lies in Triton's cache, under the hash of the sources. The table holds for
+one version of Triton: with another, only the limits are checked.
 
 Left out: any statement about speed, which is time_model's.
 """
@@ -34,21 +34,18 @@ from benchmarks.resources.table import differences, read_table, write_table
 if TYPE_CHECKING:
     from benchmarks.resources.variants import Variant
 
-# dtype and chip of what the suite compiles beside the plain kernels of sm_90.
-SUITE_KINDS = (("bf16", 80), ("bf16", 90), ("bf16", 100), ("fp64", 90))
+# dtype and chip of the representatives with every option.
+FULL_KINDS = (("bf16", 80), ("bf16", 90), ("bf16", 100), ("fp64", 90))
 
 
 def representatives(variants: Sequence[Variant]) -> list[Variant]:
-    """What the suite compiles: the plain bfloat16 kernels of sm_90, of other chips one of each.
-
-    float64, whose products have an instruction of their own, is there once too.
-    """
+    """The plain bfloat16 kernels of sm_90; with every option, one of each kernel and FULL_KINDS."""
     chosen: dict[object, Variant] = {}
     for variant in variants:
         kind = (variant.dtype, variant.arch)
         if kind == ("bf16", 90) and variant.case == "plain":
             chosen[variant.name] = variant
-        elif kind in SUITE_KINDS and variant.case == "full" and variant.matrix:
+        elif kind in FULL_KINDS and variant.case == "full" and variant.matrix:
             chosen.setdefault((variant.kernel, kind), variant)
     return list(chosen.values())
 
@@ -103,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--compare", type=Path, help="compare with the table at this path")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile (default: 2)")
     parser.add_argument("--only", default="", help="variants whose name contains this")
-    parser.add_argument("--suite", action="store_true", help="the test suite's representatives")
+    parser.add_argument("--all", action="store_true", help="not the representatives alone")
     return parser
 
 
@@ -112,17 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     triton = importlib.import_module("triton")
     parser = _parser()
     options = parser.parse_args(arguments)
-    if (options.only or options.suite) and options.write:
-        parser.error("--only and --suite leave variants out: the table needs all of them")
+    if (options.only or options.all) and options.write:
+        parser.error(
+            "the table has the representatives: neither --only nor --all goes with --write"
+        )
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: the interpreter's kernels cannot be compiled")
 
     from benchmarks.resources.variants import variants
 
-    every = variants()
-    chosen = [
-        v for v in (representatives(every) if options.suite else every) if options.only in v.name
-    ]
+    recorded = representatives(variants())
+    chosen = [v for v in (variants() if options.all else recorded) if options.only in v.name]
     measured, wrong = check_all(options.jobs, chosen)
     print(f"{len(measured)} variants with Triton {triton.__version__}, {_cpu_seconds():.0f} CPU s")
     if options.write:
@@ -131,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows, version = read_table(options.compare)
         if version != triton.__version__:
             print(f"the table is of Triton {version}: limits checked, resources not compared")
-        elif changes := _changes(measured, rows, every):
+        elif changes := _changes(measured, rows, recorded):
             wrong += changes
             wrong.append(
                 "if these changes are meant, record them: python -m "
@@ -142,13 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _changes(
-    measured: Sequence[Resources], recorded: Sequence[Resources], every: Sequence[Variant]
+    measured: Sequence[Resources], recorded: Sequence[Resources], expected: Sequence[Variant]
 ) -> list[str]:
-    """Differences of what was measured, and rows that no variant has or that a variant lacks."""
-    names = {variant.name for variant in every}
+    """Differences of what was measured, and rows that no representative has or that one lacks."""
+    names = {variant.name for variant in expected}
     known = {row.variant for row in recorded}
     there = {row.variant for row in measured}
-    changes = [f"{name}: in the table, but no variant" for name in sorted(known - names)]
+    changes = [f"{name}: in the table, but no representative" for name in sorted(known - names)]
     changes += [f"{name}: not in the table" for name in sorted(names - known)]
     return changes + differences(
         [row for row in measured if row.variant in known],

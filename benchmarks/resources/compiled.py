@@ -40,7 +40,8 @@ class Resources:
     dynamic) are in bytes, spills counts the loads and stores of local memory, matrix the matrix
     instructions ("HGMMA.64x256x16.F32.BF16 x4", "-" where there are none), instructions all of
     them. issue and pipe, of a matrix kernel of sm_90: cycles a tile that one scheduler issues
-    outside the main loop, and cycles of its busiest pipe there; None elsewhere.
+    outside the main loop, and cycles of its busiest pipe there; None elsewhere, and where the
+    compiler left no loop.
     """
 
     variant: str
@@ -92,15 +93,14 @@ def read_cubin(cubin: bytes, variant: Variant, dynamic_shared: int) -> Resources
     )
 
 
-def _epilogue_cycles(code: str, num_warps: int) -> tuple[int, int]:
-    """Of the longest epilogue: cycles of issue, and of the busiest pipe.
+def _epilogue_cycles(code: str, num_warps: int) -> tuple[int | None, int | None]:
+    """Of the longest epilogue: cycles of issue, and of the busiest pipe; None without a main loop.
 
-    num_warps: those that share a tile. Where warps are specialised they are the warps of the
-    launch, a partition of consumers as many.
+    num_warps: those that share a tile, in a kernel with specialised warps too.
     """
     found = sass.epilogues(code)
     if not found:
-        raise RuntimeError("matrix instructions, but no loop around them")
+        return None, None
     each = [epilogue.cycles(num_warps // SCHEDULERS) for epilogue in found]
     longest = max(each, key=lambda cycles: cycles["issue"])
     busiest = max(n for name, n in longest.items() if name != "issue")

@@ -122,7 +122,14 @@ class Flow:
         self.loops = self._natural_loops()
 
     def _natural_loops(self) -> dict[int, set[int]]:
-        dominators = _dominators(self.edges)
+        # Specialised warps are sent to their code by a table (BRX): each piece is an entry.
+        entries = [0]
+        reached = _reachable(self.edges, 0)
+        for block in range(len(self.blocks)):
+            if block not in reached:
+                entries.append(block)
+                reached |= _reachable(self.edges, block)
+        dominators = _dominators([*self.edges, entries], len(self.edges))
         before: list[list[int]] = [[] for _ in self.blocks]
         for i, follows in enumerate(self.edges):
             for j in follows:
@@ -130,7 +137,7 @@ class Flow:
         loops: dict[int, set[int]] = {}
         for i, follows in enumerate(self.edges):
             for header in follows:
-                if i not in dominators or header not in dominators[i]:
+                if header not in dominators[i]:
                     continue
                 body = loops.setdefault(header, {header})
                 waiting = [i]
@@ -138,7 +145,7 @@ class Flow:
                     block = waiting.pop()
                     if block not in body:
                         body.add(block)
-                        waiting += [j for j in before[block] if j in dominators]
+                        waiting += before[block]
         return loops
 
     def within(self, blocks: Iterable[int]) -> list[Instruction]:
@@ -172,27 +179,28 @@ def _leaves(instruction: Instruction) -> bool:
     return instruction.family in _ENDS
 
 
-def _dominators(edges: Sequence[Sequence[int]]) -> dict[int, set[int]]:
-    """Of every block that can be reached from block 0: those on each way to it, itself included."""
-    order: list[int] = []
-    seen, waiting = {0}, [0]
+def _reachable(edges: Sequence[Sequence[int]], entry: int) -> set[int]:
+    seen, waiting = {entry}, [entry]
     while waiting:
-        block = waiting.pop()
-        order.append(block)
-        for following in edges[block]:
+        for following in edges[waiting.pop()]:
             if following not in seen:
                 seen.add(following)
                 waiting.append(following)
+    return seen
+
+
+def _dominators(edges: Sequence[Sequence[int]], entry: int) -> dict[int, set[int]]:
+    """Of every block: those on each way to it from the entry, itself included."""
+    order = sorted(_reachable(edges, entry) - {entry})
     before: dict[int, list[int]] = {block: [] for block in order}
-    for block in order:
+    for block in (entry, *order):
         for following in edges[block]:
             before[following].append(block)
-    dominators = {block: set(order) for block in order}
-    dominators[0] = {0}
+    dominators = {block: {entry, *order} for block in order} | {entry: {entry}}
     changed = True
     while changed:
         changed = False
-        for block in order[1:]:
+        for block in order:
             new = set.intersection(*(dominators[b] for b in before[block])) | {block}
             if new != dominators[block]:
                 dominators[block], changed = new, True

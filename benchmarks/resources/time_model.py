@@ -6,9 +6,9 @@ reads the counts of benchmarks/results/kernel_resources.md and prints, for five 
 and bfloat16, the time of each operation over that of its products as a library makes them: one for
 `linear_token_stats`, three for the losses, four for `linear_logprobs` with its backward.
 
-No figure below has been measured by this project: each is an assumption until rows of a GPU stand in
-benchmarks/results, and then is replaced by what they say. Left out: power, clocks that fall under
-load, the L2 cache's misses, and the gaps between kernels beyond LAUNCH_SECONDS.
+No figure below has been measured by this project: each is an assumption until rows of a GPU stand
+in benchmarks/results, and then is replaced by what they say. Left out: power, clocks that fall
+under load, and the L2 cache's misses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAIN_LOOP_SHARE = 0.90  # of the tensor cores' cycles that Triton's main loop ke
 FILL_CYCLES = 1500  # from a tile's first copy to its first product, and from the last to its end
 STALL = 1.4  # time of an epilogue over the cycles that it issues in
 # A call. Assumed.
-LAUNCH_SECONDS = 3e-6  # from one kernel's end to the next one's begin
+LAUNCH_SECONDS = 2e-6  # of a kernel of some thousand entries, with the gap to the next one
 SYNC_SECONDS = 0.25e-3  # the host's way to the next kernel after it has waited for the device
 # Cycles a second, if a library's product is as fast and as dense as assumed: 1.59 GHz.
 CLOCK = LIBRARY_FLOPS / (MULTIPROCESSORS * MATRIX_FLOPS * LIBRARY_SHARE)
@@ -52,9 +52,9 @@ class Operation:
     """A call of an operation, with its backward where it has one.
 
     logits: the kernels, by name in the table, that make all N x V logits. products: how many more
-    products a library makes. bare: of how many products the whole is counted in. stored: passes over
-    an N x V matrix in 16 bits, beyond those of the products. hidden_bytes: what else moves, per entry
-    of hidden. launches: kernels of any size. limit: on the ratio, at the models of LIMITED.
+    products a library makes. bare: of how many products the whole is counted in. hidden_bytes: what
+    else moves, per entry of hidden. launches: kernels of any size. limit: on the ratio, at the
+    models of LIMITED.
     """
 
     name: str
@@ -66,16 +66,20 @@ class Operation:
     limit: float
 
 
-# hidden_bytes of the losses: d_hidden's float32 product is written, scaled in place (read, written),
-# rounded (read, written) and scattered (read, written); hidden is scaled for d_weight (read, written).
+# launches: counted with torch's profiler in calls of 144 rows that variants records, with mean
+# reduction and no entropy: operators that are neither views nor allocations, and Triton's kernels.
+# hidden_bytes of the losses: d_hidden's float32 product is written, scaled in place (read and
+# written), rounded and scattered; hidden is scaled for d_weight.
 _LOSS_BYTES = 4 + 8 + 6 + 4 + 4
 OPERATIONS = (
-    Operation("linear_token_stats", ("statistics-argmax-count-entropy-tma",), 0, 1, 0, 25, 1.15),
-    Operation("linear_cross_entropy", ("statistics-fixed-store-tma",), 2, 3, _LOSS_BYTES, 60, 1.10),
+    Operation("linear_token_stats", ("statistics-argmax-count-entropy-tma",), 0, 1, 0, 64, 1.15),
+    Operation(
+        "linear_cross_entropy", ("statistics-fixed-store-tma",), 2, 3, _LOSS_BYTES, 163, 1.10
+    ),
     Operation(
         "linear_ppo_loss", ("statistics-fixed-entropy-store-tma",), 2, 3, _LOSS_BYTES, 80, 1.10
     ),
-    Operation("linear_logprobs", ("statistics-tma", "logit_gradients-tma"), 2, 4, 8, 60, 1.15),
+    Operation("linear_logprobs", ("statistics-tma", "logit_gradients-tma"), 2, 4, 8, 131, 1.15),
 )
 LIMITED = ("gemma-2b", "llama-2-7b", "llama-3-8b")
 
@@ -91,8 +95,8 @@ def bare_seconds(depth: int, columns: int, rows: int = NUM_ROWS) -> float:
 def kernel_seconds(kernel: Resources, depth: int, columns: int, rows: int = NUM_ROWS) -> float:
     """A fused kernel that makes all logits, from its tile and its counts.
 
-    The multiprocessors share the tiles evenly up to one tile. A tile takes its main loop, a fill, and
-    its epilogue: the longer of what its busiest pipe and what its issue with stalls take.
+    The multiprocessors share the tiles evenly up to one tile. A tile takes its main loop, a fill
+    and its epilogue: the longer of what its busiest pipe and what its issue with stalls take.
     """
     if kernel.issue is None or kernel.pipe is None:
         raise ValueError(f"the table has no cycles a tile for {kernel.variant}")

@@ -15,6 +15,7 @@ Left out: numbers (every buffer holds what it held); process groups, whose kerne
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -162,6 +163,20 @@ def _calls(case: _Case, dtype: torch.dtype, one_by_one: bool) -> Iterator[Callab
         yield lambda: cross_entropy(workspace_bytes=0, skip_mass=1e-3)
 
 
+def _hopper_calls(case: _Case, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
+    """Calls that reach every variant of the opt-in kernel."""
+    hidden, weight, target, _ = case.inputs(dtype)
+
+    def call(operation: Callable[..., Any], **options: Any) -> None:
+        with patch.dict(os.environ, {"S2SRM_HOPPER": "1"}):
+            operation(hidden, weight, target, impl="triton", **options)
+
+    yield lambda: call(ops.linear_token_stats)
+    yield lambda: call(ops.linear_logprobs, with_entropy=False)
+    yield lambda: call(ops.linear_logprobs, with_entropy=True)
+    yield lambda: call(ops.linear_cross_entropy)
+
+
 @functools.cache
 def variants() -> tuple[Variant, ...]:
     """All of them, architecture by architecture, each with a name of its own."""
@@ -181,6 +196,9 @@ def variants_of(arch: int, dtype: str) -> tuple[Variant, ...]:
             alone = case.label == "plain" and (arch, dtype) in ONE_BY_ONE
             for call in _calls(case, DTYPES[dtype], alone):
                 call()
+            if (arch, dtype) in ONE_BY_ONE and case.label == "plain":
+                for call in _hopper_calls(case, DTYPES[dtype]):
+                    call()
         for kernel, arguments, options in launches:
             variant = _specialise(kernel, arguments, options, arch, dtype, case)
             key = str((kernel.__name__, variant.signature, variant.constexprs, variant.attrs))

@@ -8,18 +8,18 @@ import json
 import triton
 import triton.language as tl
 
-from benchmarks.resources.compile_checks import broken_limits, measure, needs_matrix
+from benchmarks.resources.compiled import broken_limits, measure, needs_matrix
 from benchmarks.resources.variants import Variant
 
 
 @triton.jit
-def product(left, right, result, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+def product(left, right, result, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
     rows = tl.arange(0, BLOCK)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     sums = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for k in range(0, 64 * DEPTH, DEPTH):
-        a = tl.load(left + rows * 4096 + k + tl.arange(0, DEPTH)[None, :])
-        b = tl.load(right + columns * 4096 + k + tl.arange(0, DEPTH)[:, None])
+    for k in range(0, 64 * BLOCK_K, BLOCK_K):
+        a = tl.load(left + rows * 4096 + k + tl.arange(0, BLOCK_K)[None, :])
+        b = tl.load(right + columns * 4096 + k + tl.arange(0, BLOCK_K)[:, None])
         sums = tl.dot(a, b, sums, input_precision="ieee")
     tl.store(result + rows * BLOCK + columns, sums)
 
@@ -30,12 +30,10 @@ def _sample(name, dtype, arch=90, block=128, depth=64, num_warps=8, num_stages=3
         name=name,
         kernel=product,
         signature={"left": f"*{dtype}", "right": f"*{dtype}", "result": "*fp32"}
-        | {"BLOCK": "constexpr", "DEPTH": "constexpr"},
-        constexprs={"BLOCK": block, "DEPTH": depth},
+        | {"BLOCK": "constexpr", "BLOCK_K": "constexpr"},
+        constexprs={"BLOCK": block, "BLOCK_K": depth},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(pointers))},
-        num_warps=num_warps,
-        num_stages=num_stages,
-        matrix=True,
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False},
         dtype=dtype,
         arch=arch,
     )

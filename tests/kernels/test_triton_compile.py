@@ -11,18 +11,24 @@ import pytest
 
 pytest.importorskip("triton", reason="without triton there is no backend to compile")
 
-from benchmarks.resources.compile_checks import (
-    SHARED_LIMIT,
-    Resources,
-    broken_limits,
-    differences,
-    read_table,
-    write_table,
-)
+from benchmarks.resources.compiled import SHARED_LIMIT, Resources, broken_limits
+from benchmarks.resources.table import differences, read_table, write_table
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "kernel_resources.md"
-ROW = Resources("statistics", 90, 200, 0, 0, 147480, "HGMMA.64x256x16.F32.BF16 x4", 2800)
+ROW = Resources(
+    variant="statistics",
+    arch=90,
+    tile="128x256",
+    registers=200,
+    stack=0,
+    spills=0,
+    shared=147480,
+    matrix="HGMMA.64x256x16.F32.BF16 x4",
+    instructions=2800,
+    issue=2200,
+    pipe=2048,
+)
 
 
 def run(*arguments):
@@ -35,7 +41,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_every_variant_keeps_its_limits_and_is_as_recorded():
+def test_the_representatives_keep_their_limits_and_are_as_recorded():
     done = run("-m", "benchmarks.resources.compile_checks", "--compare", str(TABLE))
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     recorded, _ = read_table(TABLE)
@@ -45,7 +51,7 @@ def test_every_variant_keeps_its_limits_and_is_as_recorded():
 @pytest.fixture(scope="module")
 def samples():
     """What was read of each kernel of compile_samples."""
-    done = run("tests/kernels/compile_samples.py")
+    done = run("-m", "tests.kernels.compile_samples")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -73,6 +79,7 @@ def test_a_kernel_that_breaks_a_limit_is_found(samples, name, found):
         assert read["matrix"].startswith({"80": "HMMA", "90": "HGMMA", "100": "UTC"}[name[5:]])
         # Two operands of 128 x 64 in a ring of stages, or one more or less of each.
         assert 2 * 2**15 <= read["shared"] <= 4 * 2**15
+    assert (read["issue"] is not None) == (name in ("good-90", "oversized"))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +108,10 @@ def test_exact_products_need_no_matrix_instructions():
 def test_the_table_reads_as_it_was_written(tmp_path):
     rows = [
         ROW,
-        dataclasses.replace(ROW, variant="gradients", arch=100, matrix="UTCHMMA x8"),
-        dataclasses.replace(ROW, variant="merge", arch=80, matrix="HMMA.16816.F32 x4, HMMA.1 x2"),
+        dataclasses.replace(ROW, variant="gradients", arch=100, matrix="UTCHMMA x8", issue=None),
+        dataclasses.replace(
+            ROW, variant="merge", arch=80, matrix="HMMA.1 x4, HMMA.2 x2", pipe=None
+        ),
     ]
     write_table(tmp_path / "table.md", rows, "3.9.0")
     assert read_table(tmp_path / "table.md") == (rows, "3.9.0")
@@ -114,9 +123,48 @@ def test_the_table_reads_as_it_was_written(tmp_path):
 def test_differences_name_the_variant_and_both_values():
     other = dataclasses.replace(ROW, variant="merge")
     assert differences([ROW, other], [other, ROW]) == []
-    changed = dataclasses.replace(ROW, registers=208, shared=98328)
+    changed = dataclasses.replace(ROW, registers=208, shared=150480, matrix="HMMA x4")
     assert differences([changed], [ROW]) == [
-        "statistics: registers 200 -> 208, shared 147480 -> 98328"
+        "statistics: registers 200 -> 208, shared 147480 -> 150480, "
+        "matrix HGMMA.64x256x16.F32.BF16 x4 -> HMMA x4"
     ]
-    assert differences([ROW, other], [ROW]) == ["merge: not in the table"]
-    assert differences([ROW], [ROW, other]) == ["merge: in the table, but no variant"]
+
+
+@pytest.mark.parametrize("field", ["registers", "shared", "instructions", "issue", "pipe"])
+def test_a_count_may_shrink_or_grow_by_two_percent(field):
+    recorded = dataclasses.replace(ROW, **{field: 1000})
+    for count, fails in ((1020, False), (1021, True), (500, False)):
+        assert bool(differences([dataclasses.replace(ROW, **{field: count})], [recorded])) is fails
+
+
+@pytest.fixture(scope="module")
+def recorded_variants():
+    """What recorded_variants prints, in a process of its own."""
+    done = run("-m", "tests.kernels.recorded_variants")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_variants_have_names_of_their_own_and_every_kernel(recorded_variants):
+    names = [variant["name"] for variant in recorded_variants["variants"]]
+    assert len(set(names)) == len(names)
+    kernels = {variant["kernel"] for variant in recorded_variants["variants"]}
+    assert kernels == set(recorded_variants["kernels"])
+
+
+def test_variants_are_what_launches_compile(recorded_variants):
+    by_name = {variant["name"]: variant for variant in recorded_variants["variants"]}
+    plain = by_name["statistics-tma-plain-bf16-sm_90"]
+    assert {"depth", "columns", "partial"} <= set(plain["divisible"])
+    # Neither N nor what follows from it and V: the next batch would compile again.
+    assert not {"num_rows", "num_splits", "num_row_blocks"} & set(plain["divisible"])
+    assert not {"num_rows", "num_splits", "num_row_blocks"} & set(plain["constants"])
+    unaligned = by_name["logit_gradients-has_bias-capped-scaled-has_entropy-unaligned-bf16-sm_90"]
+    assert not {"hidden_stride", "weight_stride_v", "depth"} & set(unaligned["divisible"])
+    stored = by_name["statistics-entropy-store-tma-plain-fp16-sm_90"]
+    # float16 has its exponentials moved up from the subnormals.
+    assert stored["constants"]["STORE_SCALE"] == 2.0**15
+
+
+def test_other_numbers_of_rows_and_columns_compile_nothing_new(recorded_variants):
+    assert recorded_variants["new"] == []

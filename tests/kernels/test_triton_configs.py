@@ -9,7 +9,6 @@ import torch
 
 pytest.importorskip("triton", reason="without triton there is nothing to choose")
 
-from benchmarks.resources.variants import variants
 from s2srm_kernels import triton as backend
 from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS
 from s2srm_kernels.triton import configs, engine
@@ -105,16 +104,3 @@ def test_an_old_triton_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.5.1")
     with pytest.raises(ImportError, match=r"3\.6 or later is needed, got 3\.5\.1"):
         backend.register()
-
-
-def test_variants_have_names_of_their_own_and_every_argument():
-    listed = list(variants())
-    assert len({variant.name for variant in listed}) == len(listed)
-    for variant in listed:
-        assert list(variant.signature) == list(variant.kernel.arg_names)
-        missing = [
-            name
-            for name, kind in variant.signature.items()
-            if kind == "constexpr" and name not in variant.constexprs
-        ]
-        assert not missing, variant.name

@@ -10,6 +10,7 @@ Slices of rows and columns are those of a `Problem`; every buffer belongs to the
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -90,7 +91,8 @@ def storage_stride(num_columns: int) -> int:
 def target_logits(problem: Problem, columns: Tensor | None = None) -> Tensor:
     """(R,) logits at the targets or at int32 `columns`, -inf where that is -1."""
     logits = problem.empty(problem.num_rows)
-    tile = problem.tile("statistics")
+    # The targets' columns are gathered: no descriptor, and the tile that goes without.
+    tile = problem.tile("statistics", descriptors=False)
     operands = problem.operands(tile, slice(None), slice(None), pointers=True)
     grid = (-(-problem.num_rows // tile.block_m), -(-tile.block_m // tile.block_n))
     _start(
@@ -230,6 +232,25 @@ def _partial(
     num_row_blocks = -(-num_rows // tile.block_m)
     if partial is None:
         partial = problem.empty(num_splits, PARTIAL_FIELDS, num_rows)
+    fixed = storage is not None and storage.references.dim() == 1
+    if os.environ.get("S2SRM_HOPPER") == "1" and tile_lse is None:
+        # Gluon is an experimental part of Triton: imported by those alone who ask for it.
+        from s2srm_kernels.triton import hopper
+
+        if hopper.serves(problem, fields, fixed, storage is not None):
+            holds_target = _holds_target(problem, rows, hopper.TILE, num_row_blocks)
+            arguments = {
+                "columns": problem.columns[rows],
+                "target_logits": targets,
+                "fixed_references": fixed_references,
+                "active": active,
+                "holds_target": holds_target,
+                "partial": partial,
+                "num_tiles": holds_target.shape[1],
+            }
+            stored = None if storage is None else storage.exponentials
+            hopper.launch(problem, rows, stored, fields, split_columns, arguments)
+            return partial
     holds_target = _holds_target(problem, rows, tile, num_row_blocks)
     schedule = problem.schedule(tile, num_columns)
     _start(
@@ -253,7 +274,7 @@ def _partial(
         split_columns=split_columns,
         exponentials_stride=0 if storage is None else storage.exponentials.stride(0),
         lowest=problem.lowest,
-        FIXED=storage is not None and storage.references.dim() == 1,
+        FIXED=fixed,
         TILE_LSE=tile_lse is not None,
         STORE=storage is not None,
         STORE_SCALE=1.0 if storage is None else storage.scale,

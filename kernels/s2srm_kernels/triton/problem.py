@@ -63,9 +63,9 @@ class Problem:
         """Kernels are launched on the current device."""
         return torch.cuda.device(self.hidden.device) if self.hidden.is_cuda else nullcontext()
 
-    def tile(self, kernel: str) -> Tile:
-        """The kernel's tile."""
-        descriptors = self.aligned and configs.has_descriptors(kernel, self.family)
+    def tile(self, kernel: str, descriptors: bool = True) -> Tile:
+        """The kernel's tile; descriptors: where they fit."""
+        descriptors &= self.aligned and configs.has_descriptors(kernel, self.family)
         return configs.logits_tile(kernel, self.family, self.hidden.dtype, descriptors)
 
     def operands(
