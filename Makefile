@@ -42,9 +42,10 @@ SOAK ?= all
 soak: build
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(SOAK)
 
-# On a machine with a GPU: build, tests, compute-sanitizer, comparison; the trainer's stages, a PPO
-# phase of Gemma-2B's shape, real data; a short table. Under 8 and 6 minutes; one of them with
-# GPU_ARGS='--only trainer' or kernels. Takes the torch that $(PYTHON) has and makes no .venv.
+# On a machine with a GPU: kernels (smoke, ceilings, profile, sweep, comparison, tests, counters)
+# and trainer (every stage, a PPO phase of Gemma-2B's shape, real data), a short table. Budgets
+# under 8 and 6 minutes; one of them with GPU_ARGS='--only kernels'. A second run goes on where the
+# first stopped. Takes the torch that $(PYTHON) has and makes no .venv.
 gpu:
 	PYTHONPATH=kernels:.:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 

@@ -51,13 +51,19 @@ class Cases:
     """Runs cases and appends a row for each. `failed`: whether one did.
 
     common: fields that every row has. run: when the command was started that this is a part of.
+    again: what an earlier command measured does not count.
     """
 
     def __init__(
-        self, path: Path, part: str, common: Mapping[str, Any], run: str | None = None
+        self,
+        path: Path,
+        part: str,
+        common: Mapping[str, Any],
+        run: str | None = None,
+        again: bool = False,
     ) -> None:
         self.path, self.part, self.failed = path, part, False
-        self.common, self.started = dict(common), run
+        self.common, self.started, self.again = dict(common), run, again
 
     def case(self, name: str, run: Callable[[], Figures]) -> bool:
         """One case; False where it lost the CUDA context.
@@ -86,7 +92,8 @@ class Cases:
         if self.path.exists():
             for row in read_cases([self.path]):
                 # What an earlier command could not do is tried again.
-                lasts = row.status in ("passed", "begun") or row.run == self.started
+                done = row.status in ("passed", "begun") and not self.again
+                lasts = done or row.run == self.started
                 if row.part == self.part and lasts:
                     known[row.case] = row.status
         left = [case for case in cases if known.get(case[0], "begun") == "begun"]
@@ -113,10 +120,11 @@ def parser(purpose: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", choices=["cuda", "cpu"], required=True)
     made.add_argument("--rows", type=Path, required=True, help="file that rows are added to")
     made.add_argument("--run", help="when the command was started that this is a part of")
+    made.add_argument("--again", action="store_true", help="measure what the rows have already")
     return made
 
 
 def cases_of(options: argparse.Namespace) -> Cases:
     """The cases of a program with the arguments of `parser`."""
     common = environment(torch.device(options.device))
-    return Cases(options.rows, options.name, common, options.run)
+    return Cases(options.rows, options.name, common, options.run, options.again)

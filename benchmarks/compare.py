@@ -136,7 +136,7 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
 
 def parse_bytes(text: str) -> int:
     """`64M` or `4G` (powers of 1024), or a number of bytes. ValueError for anything else."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "")
     if not number.isdigit():
         raise ValueError(f"--workspaces {text!r} is neither a number of bytes nor one with K, M, G")
     return int(number) * _UNITS[unit]

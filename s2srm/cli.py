@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _say_what_the_terminal_can()
+    pulse.phase("")  # of a run before this one in the same process
     try:
         _dispatch(arguments)
         sys.stdout.flush()

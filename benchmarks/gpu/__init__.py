@@ -1,1 +1,1 @@
-"""Everything that a machine with a GPU is for, in one command: `make gpu`."""
+"""`make gpu`: everything that a machine with a GPU is for, in one command."""

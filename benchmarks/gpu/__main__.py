@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cpu" if chosen.dry_run else "cuda")
     common = environment(device)
-    folder: Path = chosen.out or (LOGS / "dry" if chosen.dry_run else RESULTS)
-    out: Path = (chosen.out or LOGS).resolve()
+    out: Path = (chosen.out or (LOGS / "dry" if chosen.dry_run else LOGS)).resolve()
+    folder: Path = out if chosen.out or chosen.dry_run else RESULTS
     print(f"{common['device']}, torch {common['torch']}, triton {common['triton']}", flush=True)
     stages: list[Stage] = []
     lines: list[str] = []
@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs = out / "logs" if chosen.dry_run else LOGS
         places = () if chosen.dry_run else (LOGS, RESULTS / "gpu")
         runner = Runner(logs, chosen.budget or kernels.BUDGET_S, chosen.dry_run)
-        journal = Journal(chosen.out or folder / "gpu", common, places, copies=logs)
+        home = RESULTS / "gpu" if folder == RESULTS else folder
+        journal = Journal(home, common, places, copies=logs)
         steps = Steps(runner, journal, device.type, chosen.again)
         found, failed = kernels.run_all(steps, wanted)
         stages += found
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = failed or any(stage.bad for stage in found)
     if chosen.out is None and not chosen.dry_run:
         write(RESULTS)
-    text = "\n".join([*table(stages), *lines])
+    # The stages last: a terminal, and whoever keeps the end of an output, shows these.
+    text = "\n".join([*lines, *table(stages)])
     (out / "summary.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     return int(failed)
@@ -109,7 +111,7 @@ def summary(path: Path) -> list[str]:
     rows = latest(read_rows([path]))
     # How each process ended is the table above.
     cases = [row for row in read_cases([path]) if row.part != STAGE]
-    return [*case_tables(cases), *claims(rows), *absent(rows)]
+    return [*case_tables(cases), *absent(rows), *claims(rows)]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ def product(size: int, dtype: torch.dtype, device: torch.device, sums: bool = Fa
     """TFLOP/s of size x size x size; with `sums` added to a float32 matrix."""
     if sums and device.type != "cuda":
         raise NotRun("torch has it on a GPU alone")
+    if sums and not _adds_mixed(device, dtype):
+        raise NotRun(f"torch {torch.__version__} does not add such a product to a sum")
     left, right = (_random(size, dtype, device) for _ in range(2))
     if sums:
         total = torch.zeros(size, size, device=device)
@@ -33,6 +35,12 @@ def product(size: int, dtype: torch.dtype, device: torch.device, sums: bool = Fa
         made = torch.empty_like(left)
         times = _times(lambda: torch.mm(left, right, out=made), device)
     return {"tflops": 2.0 * size**3 / statistics.median(times) * 1e-9, **_quantiles(times)}
+
+
+def _adds_mixed(device: torch.device, dtype: torch.dtype) -> bool:
+    from s2srm_kernels.triton.engine import adds_mixed
+
+    return adds_mixed(device, dtype)
 
 
 def copy(size_bytes: int, device: torch.device) -> Figures:

@@ -98,11 +98,13 @@ def compare(steps: Steps, limit_s: float) -> list[Stage]:
 
 def _run(steps: Steps, entry: Entry, limit_s: float) -> Stage:
     seconds, rounds = ("0.05", ("2", "3")) if steps.runner.dry_run else ("1", ("5", "50"))
+    resume = () if steps.asked_again(entry.name) else ("--resume",)
     command = (
-        *(sys.executable, "-m", "benchmarks.compare", "--resume", "--device", steps.device),
+        *(sys.executable, "-m", "benchmarks.compare", *resume, "--device", steps.device),
         *(*entry.arguments, "--providers", *entry.providers),
         *("--seconds", seconds, "--rounds", *rounds),
         *("--budget", f"{max(limit_s - LEAST_S, 1.0):.0f}", "--out", steps.rows),
     )
-    # Each provider may end one process, and two that it ends leave it out.
-    return steps.step(entry.name, command, limit_s=limit_s, attempts=2 * len(entry.providers))
+    # Each provider may end two processes before it is left out.
+    attempts = 2 * len(entry.providers) if resume else 1
+    return steps.step(entry.name, command, limit_s=limit_s, attempts=attempts)

@@ -37,7 +37,7 @@ SECTIONS = (
     "MemoryWorkloadAnalysis",
     "InstructionStats",
 )
-_LIMIT_S = 60.0
+_LIMIT_S = 30.0
 
 
 def counters(kernel: str, op: str, shape: str) -> Figures:

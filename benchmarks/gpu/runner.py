@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -130,10 +131,8 @@ class _Output:
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the process and its children, also those that it left behind."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all of them ended by themselves
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all of them ended by themselves
     process.wait()
 
 

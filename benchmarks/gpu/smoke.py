@@ -9,7 +9,7 @@ same kernels as 8192: no configuration depends on the number of rows, and both d
 and in tiles of 128.
 
 First of all comes the one call of torch that the kernels need and that few others make: a product
-of 16-bit factors added to a float32 sum.
+of 16-bit factors in float32, best added to a sum in place.
 """
 
 from __future__ import annotations
@@ -81,19 +81,41 @@ def sequence_case(op: str, device: torch.device) -> Figures:
 
 
 def float32_sum(device: torch.device) -> Figures:
-    """torch.addmm with out_dtype: 16-bit factors, a sum that is read and written in float32."""
+    """16-bit factors, a float32 product; added_in_place: whether torch adds it to a sum, too.
+
+    Where it does not, the kernels go another way, which costs a pass over the sum.
+    """
     if device.type != "cuda":
         raise NotRun("torch has it on a GPU alone")
+    from s2srm_kernels.triton.engine import adds_mixed
+
     generator = torch.Generator(device).manual_seed(0)
     left, right = (
         torch.randn(256, 256, generator=generator, device=device).bfloat16() for _ in range(2)
     )
-    total = torch.ones(256, 256, device=device)
-    torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    error = checking.relative_error(total, 1 + left.double() @ right.double())
+    made = torch.mm(left, right, out_dtype=torch.float32)
+    error = checking.relative_error(made, left.double() @ right.double())
     if error > 1e-6:
         raise AssertionError(f"relative error {error}")
-    return {"error": error}
+    return {"error": error, "added_in_place": adds_mixed(device, left.dtype)}
+
+
+def sample_case(shape: Shape, dtype: torch.dtype, device: torch.device, impl: str) -> Figures:
+    """Draws beside the reference's; their logprobs must have the bits of linear_logprobs."""
+    problem = _problem(shape, dtype, device)
+    hidden, weight = problem.hidden.detach(), problem.weight.detach()
+    seeds = torch.arange(shape.num_rows, device=device)
+    drawn = s2srm_kernels.linear_sample(hidden, weight, seeds, seeds % 7, impl=impl)
+    right = s2srm_kernels.linear_sample(hidden, weight, seeds, seeds % 7, impl="reference")
+    others = int((drawn.tokens != right.tokens).sum())
+    # Two logits in other orders of summation may change places; a wrong draw is wrong everywhere.
+    if others > shape.num_rows / 100:
+        raise AssertionError(f"{others} of {shape.num_rows} tokens are not the reference's")
+    with torch.no_grad():
+        made = s2srm_kernels.linear_logprobs(hidden, weight, drawn.tokens, impl=impl)
+    if not torch.equal(made.logprobs, drawn.logprobs):
+        raise AssertionError("logprobs have other bits than linear_logprobs'")
+    return {"other_tokens": others}
 
 
 def cases(names: Sequence[str], device: torch.device, impl: str) -> Iterator[Case]:
@@ -118,6 +140,10 @@ def cases(names: Sequence[str], device: torch.device, impl: str) -> Iterator[Cas
                             vocabulary_case, op, shape, DTYPES[dtype], device, impl, workspace
                         ),
                     )
+            yield (
+                f"linear_sample {shape.name} {dtype} s2srm-{impl}",
+                functools.partial(sample_case, shape, DTYPES[dtype], device, impl),
+            )
 
 
 _DTYPES = {"cuda": ("bfloat16",), "cpu": ("float32",)}

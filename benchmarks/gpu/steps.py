@@ -16,7 +16,7 @@ LEAST_S = 10.0
 
 
 class Steps:
-    """Runs steps for one device into one journal. again: names of steps that run although passed."""
+    """Runs steps for one device into one journal. again: names that run although passed."""
 
     def __init__(
         self, runner: Runner, journal: Journal, device: str, again: Sequence[str] = ()
@@ -27,6 +27,10 @@ class Steps:
     def rows(self) -> str:
         """The journal's file, as the programs' commands have it."""
         return str(from_root(self.journal.path.resolve()))
+
+    def asked_again(self, name: str) -> bool:
+        """Whether a step runs although an earlier run passed it."""
+        return not {name, name.partition("-")[0], "all"}.isdisjoint(self.again)
 
     def left_s(self) -> float:
         """Time for steps: what the end needs is kept back."""
@@ -41,6 +45,8 @@ class Steps:
         env: dict[str, str] | None = None,
     ) -> Stage:
         """A program of benchmarks.gpu that runs cases; its part is the module's name."""
+        if self.asked_again(name or module):
+            arguments = (*arguments, "--again")
         command = (
             *(sys.executable, "-m", f"benchmarks.gpu.{module}", "--name", module),
             *("--device", self.device, "--rows", self.rows, "--run", self.journal.run, *arguments),
@@ -63,7 +69,7 @@ class Steps:
         the output of a command that did not pass, why that is no failure; None if it is one.
         """
         known = self.journal.passed(name)
-        if known is not None and not {name, name.partition("-")[0], "all"} & set(self.again):
+        if known is not None and not self.asked_again(name):
             return Stage(name, "passed", 0.0, f"in an earlier run, {known.run}")
         limit_s = min(limit_s, self.left_s())
         if limit_s < LEAST_S:

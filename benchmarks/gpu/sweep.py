@@ -1,4 +1,4 @@
-"""Candidates of the kernels' configuration beside the one that ships: bits first, then time in turns.
+"""Candidates of the kernels' configuration beside the one that ships: bits first, then time.
 
 A candidate changes the walk over the tiles (`group`) or the depth of the copies' pipeline
 (`num_stages`), and no bit of any output or gradient: one that does is reported and not timed. Other
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.checking import relative_error
 from benchmarks.cases import Case, Figures, cases_of, describe, is_context_lost, parser
+from benchmarks.checking import relative_error
 from benchmarks.definitions import VOCABULARY_OPS
 from benchmarks.measure import outputs_and_gradients
 from benchmarks.problems import Problem, normal_problem
@@ -73,11 +73,12 @@ def configured(candidate: Candidate) -> Iterator[None]:
         found = candidate.split_columns
         return shipped["split_columns"](*arguments, **keywords) if found is None else found
 
-    vars(configs).update(logits_tile=logits_tile, split_columns=split_columns)
+    configs.logits_tile, configs.split_columns = logits_tile, split_columns
     try:
         yield
     finally:
-        vars(configs).update(shipped)
+        configs.logits_tile = shipped["logits_tile"]
+        configs.split_columns = shipped["split_columns"]
 
 
 def sweep(

@@ -2,12 +2,14 @@
 
 DeepSpeed's own habits that are undone here: it clips gradients at 1.0 unless told otherwise,
 averages them over ranks, divides the loss by a fixed number of accumulation steps, adds up
-bfloat16 gradients in bfloat16, looks for MPI without torchrun's variables, compiles a shared-memory
-operator at its first start on a CPU (used only by tensor-parallel inference), and logs a page.
+bfloat16 gradients in bfloat16, takes a bucket larger than a small model, looks for MPI
+without torchrun's variables, compiles a shared-memory operator at its first start on a CPU (used
+only by tensor-parallel inference), and logs a page.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -25,12 +27,16 @@ from torch import Tensor, nn
 from s2srm import distributed
 from s2srm.config import EngineConfig, OptimConfig
 from s2srm.engine.base import Engine, StepInfo
-from s2srm.engine.heap import keep_freed_memory
+from s2srm.engine.heap import map_large_blocks
 from s2srm.engine.optim import build_optimizer, learning_rate
 from s2srm.engine.pieces import Piece, whole_pieces, zero_3_pieces, zero_12_pieces
 from s2srm.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+REDUCE_BUCKET_ELEMENTS = 50_000_000
+"""Gradients that are collected before they are reduced. DeepSpeed's own 500 million take ten times
+the memory, twice at a time, and a message of 100 MB already runs at a link's full rate."""
 
 
 class DeepSpeedEngine(Engine):
@@ -53,6 +59,7 @@ class DeepSpeedEngine(Engine):
         config = deepspeed_config(cfg, optim, torch.float32)
         self.module = factory(config if cfg.zero_stage == 3 else None)
         dtype = next(self.module.parameters()).dtype
+        num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
         if dtype == torch.float64:
             raise UserError("model.precision float64 needs engine.kind torch")
         if cfg.zero_stage == 0 and dtype == torch.bfloat16:
@@ -63,7 +70,7 @@ class DeepSpeedEngine(Engine):
         if optim is None:
             self.module.requires_grad_(False)
         if optim is not None and self.device.type == "cpu":
-            keep_freed_memory()
+            map_large_blocks()
         self.optimizer = None if optim is None else build_optimizer(self.module, optim)
         log_once(
             f"DeepSpeed {self.deepspeed.__version__}: ZeRO-{self.stage}, "
@@ -73,7 +80,7 @@ class DeepSpeedEngine(Engine):
         self.engine, *_ = self.deepspeed.initialize(
             model=self.module,
             optimizer=self.optimizer,
-            config=deepspeed_config(cfg, optim, dtype),
+            config=deepspeed_config(cfg, optim, dtype, num_elements),
             dist_init_required=False,
         )
 
@@ -169,8 +176,9 @@ class DeepSpeedEngine(Engine):
 
     def sleep(self, *, weights: bool = True) -> None:
         if self.may_sleep and self.stage == 3:
-            # What was fetched ahead for a backward that did not come.
-            self.engine.empty_partition_cache()
+            # What was fetched ahead for a backward that did not come. The engine's own method of
+            # this name also walks over every object of the process, a second each time.
+            self.engine.optimizer.empty_partition_cache()
         super().sleep(weights=weights)
 
 
@@ -181,6 +189,7 @@ def log_once(text: str) -> None:
         logger.info(text)
 
 
+@cache
 def import_deepspeed() -> ModuleType:
     """Import deepspeed with its surroundings set right; the only import of it in the project."""
     if not torch.cuda.is_available():
@@ -190,6 +199,7 @@ def import_deepspeed() -> ModuleType:
         import deepspeed
         import deepspeed.ops
         from deepspeed.runtime import bf16_optimizer
+        from deepspeed.utils import nvtx
     except ImportError as error:
         raise UserError(f"engine.kind deepspeed: it cannot be imported: {error}") from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -198,14 +208,25 @@ def import_deepspeed() -> ModuleType:
     # torch 2.13 renames collectives that deepspeed 0.19 calls by their old names.
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Ranges for a profiler, around every hook of every module: a tenth of a small model's step.
+    nvtx.enable_nvtx = False
+    # DeepSpeed collects garbage at every start of an engine: what is imported by now is none.
+    gc.freeze()
     return deepspeed
 
 
 def deepspeed_config(
-    cfg: EngineConfig, optim: OptimConfig | None, dtype: torch.dtype
+    cfg: EngineConfig,
+    optim: OptimConfig | None,
+    dtype: torch.dtype,
+    num_elements: int = REDUCE_BUCKET_ELEMENTS,
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration dictionary."""
-    zero: dict[str, Any] = {"stage": cfg.zero_stage}
+    """DeepSpeed's configuration dictionary for a model of so many elements."""
+    zero: dict[str, Any] = {
+        "stage": cfg.zero_stage,
+        # ZeRO-3 allocates the whole bucket: no more of it than there are gradients.
+        "reduce_bucket_size": min(REDUCE_BUCKET_ELEMENTS, num_elements),
+    }
     if cfg.zero_stage == 3 and cfg.offload == "cpu":
         place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         zero["offload_param" if optim is None else "offload_optimizer"] = place

@@ -95,7 +95,6 @@ class Estimate:
                 self.place.ranks,
                 self.cfg.engine.offload == "cpu",
                 ZeroSizes(),
-                self.place.device.is_cpu,
             )
         else:
             holding = torch_engine(trainee)

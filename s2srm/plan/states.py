@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from s2srm.engine.deepspeed_engine import REDUCE_BUCKET_ELEMENTS
+
 FLOAT32 = 4
 MOMENTS = {"adamw": 2, "sgd": 0}
 """float32 numbers that an optimiser keeps for each parameter."""
@@ -49,9 +51,10 @@ class Holding:
 
 @dataclass(frozen=True)
 class ZeroSizes:
-    """DeepSpeed's settings of sizes, in elements; these defaults are DeepSpeed's own."""
+    """DeepSpeed's settings of sizes, in elements; all but the bucket are its own defaults. The
+    bucket is never larger than the model."""
 
-    reduce_bucket: int = 500_000_000
+    reduce_bucket: int = REDUCE_BUCKET_ELEMENTS
     prefetch_bucket: int = 50_000_000
     max_live: int = 1_000_000_000
     max_reuse: int = 1_000_000_000
@@ -94,21 +97,19 @@ def torch_engine(model: Trainee) -> Holding:
 
 
 def zero_engine(
-    model: Trainee, stage: int, ranks: int, offload: bool, sizes: ZeroSizes, touched_only: bool
+    model: Trainee, stage: int, ranks: int, offload: bool, sizes: ZeroSizes
 ) -> Holding:
-    """DeepSpeedEngine. touched_only: a CPU, where a buffer takes memory as far as it is used."""
+    """DeepSpeedEngine."""
     if stage == 3:
-        return _zero_3(model, ranks, offload, sizes, touched_only)
+        return _zero_3(model, ranks, offload, sizes)
     if model.optimizer is None or stage == 0:
         # Frozen models are TorchEngine's below ZeRO-3, and ZeRO-0 reduces whole gradients.
         bucket = min(sizes.reduce_bucket, model.trained) * FLOAT32
         return replace(torch_engine(model), reduction=bucket)
-    return _zero_12(model, stage, ranks, sizes, touched_only)
+    return _zero_12(model, stage, ranks, sizes)
 
 
-def _zero_3(
-    model: Trainee, ranks: int, offload: bool, sizes: ZeroSizes, touched_only: bool
-) -> Holding:
+def _zero_3(model: Trainee, ranks: int, offload: bool, sizes: ZeroSizes) -> Holding:
     """Partitions of weights (lp_param_buffer), of masters, which are a copy in float32 too
     (fp32_partitioned_groups_flat), of gradients (grad_partitions_flat_buffer, float32 by
     grad_accum_dtype) and of moments, each 1/P; one sub-group's gradients again in the step.
@@ -133,10 +134,7 @@ def _zero_3(
     part = model.trained * FLOAT32 / ranks
     moments = part * MOMENTS[model.optimizer]
     sub_group = min(model.trained / ranks, sizes.sub_group)
-    bucket = sizes.reduce_bucket * model.itemsize
-    if touched_only:
-        bucket = min(sizes.reduce_bucket, model.trained) * model.itemsize
-    full = min(sizes.reduce_bucket, model.trained) * model.itemsize
+    bucket = min(sizes.reduce_bucket, model.trained) * model.itemsize
     return Holding(
         weights=weights,
         master=0 if offload else part,
@@ -145,7 +143,7 @@ def _zero_3(
         gradients=0 if offload else part,
         step=0 if offload else sub_group * FLOAT32,
         buckets=bucket,
-        reduction=full,
+        reduction=bucket,
         live=live,
         whole=whole,
         host=3 * part + moments if offload else 0,
@@ -153,9 +151,7 @@ def _zero_3(
     )
 
 
-def _zero_12(
-    model: Trainee, stage: int, ranks: int, sizes: ZeroSizes, touched_only: bool
-) -> Holding:
+def _zero_12(model: Trainee, stage: int, ranks: int, sizes: ZeroSizes) -> Holding:
     """Whole weights; masters (single_partition_of_fp32_groups, a copy in float32 too) and moments
     1/P; float32 gradients whole until the step in stage 1, 1/P (averaged_gradients) in stage 2.
     The bucket is in the weights' type."""
@@ -168,6 +164,6 @@ def _zero_12(
         optimiser=part * MOMENTS[model.optimizer or "sgd"],
         gradients=gradients,
         step=part,
-        buckets=(used if touched_only else sizes.reduce_bucket) * model.itemsize,
+        buckets=used * model.itemsize,
         reduction=used * model.itemsize,
     )

@@ -6,21 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.compare import CONTEXT_LOST, make_cases, parser
-from benchmarks.gpu import kernels, trainer
-from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.kernels import claims, compare, sanitize
-from benchmarks.gpu.runner import Runner, Stage, table
+from benchmarks.compare import make_cases, parse_bytes, parser
+from benchmarks.gpu import comparison, trainer
+from benchmarks.gpu.__main__ import main, summary
 from benchmarks.providers import providers_named
 from benchmarks.providers.ours import unavailable
-from benchmarks.rows import ROOT, read_rows
+from benchmarks.rows import ROOT, append_line, read_cases, read_rows
 from benchmarks.trainer.mfu import Size, peak_of, phase_flops
 from benchmarks.trainer.random_model import SHAPES
 
@@ -50,19 +46,29 @@ def dry_run(tmp_path, *arguments):
 def test_dry_run_of_the_kernels_from_a_bare_checkout(tmp_path):
     done = dry_run(tmp_path, "--only", "kernels")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[build] not run" in done.stdout or "csrc/build.py" in done.stdout
-    assert "| tests | passed |" in done.stdout
-    assert "| compare-0 | passed |" in done.stdout
+    assert "[build] not run" in done.stdout and "[sanitizer] not run" in done.stdout
+    stages = ("smoke", "ceilings", "profile", "sweep", "tests", "compare-tiny", "compare-workspace")
+    for stage in stages:
+        assert f"| {stage} | passed |" in done.stdout, done.stdout[-6000:]
     built = unavailable("linear_ppo_loss", "cpp", torch.device("cpu")) is None
     assert ("error over eager's" if built else "No row of ours with a time") in done.stdout
-    rows = read_rows(tmp_path.glob("*.jsonl"))
+    (file,) = tmp_path.glob("*.jsonl")
+    rows, cases = read_rows([file]), read_cases([file])
     assert {row.op for row in rows} >= {"linear_ppo_loss", "gae"}
     assert any(row.p50_ms is not None for row in rows)
-    assert all(row.command.startswith("python -m benchmarks.compare --device cpu") for row in rows)
-    assert (tmp_path / "README.md").exists()
+    assert {row.workspace_bytes for row in rows} >= {None, 0, 200 * 1024, 2**20}
+    assert all(row.command.startswith("python -m benchmarks.compare --resume") for row in rows)
+    assert {row.part for row in cases if row.status == "passed"} >= {*stages[:4], "stage"}
+    assert all(row.device and row.sources and row.versions["torch"] for row in cases)
     assert (tmp_path / "summary.md").read_text().strip() in done.stdout
-    assert (tmp_path / "tests.log").exists()
+    assert (tmp_path / "logs" / "tests.log").exists()
     assert not (tmp_path / "trainer").exists()
+
+    # A second run has nothing left to do, and says since when.
+    again = dry_run(tmp_path, "--only", "kernels")
+    assert again.returncode == 0
+    assert all(f"| {stage} | passed | 0 | in an earlier run" in again.stdout for stage in stages)
+    assert read_rows([file]) == rows and read_cases([file]) == cases
 
 
 @pytest.mark.slow
@@ -154,95 +160,28 @@ def test_operations_of_a_phase():
     assert peak_of("NVIDIA H100 80GB HBM3") == 989e12 and peak_of("CPU") is None
 
 
-def sleeper(seconds):
-    """A process with a child of its own, both of which sleep."""
-    child = f"import time; time.sleep({seconds})"
-    return (
-        *(sys.executable, "-c"),
-        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]);"
-        " print(p.pid, flush=True); p.wait()",
-    )
-
-
-def test_a_stage_is_ended_at_its_limit_with_its_children(tmp_path):
-    runner = Runner(tmp_path, budget_s=60, dry_run=False)
-    start = time.monotonic()
-    stage = runner.run("slow", sleeper(30), limit_s=1.5)
-    assert time.monotonic() - start < 10
-    assert stage.status == "out of time"
-    assert stage.bad
-    child = int((tmp_path / "slow.log").read_text())
-    for _ in range(50):
-        status = Path(f"/proc/{child}/status")
-        if not status.exists() or "State:\tZ" in status.read_text():
-            return
-        time.sleep(0.1)
-    pytest.fail("the child is still there")
-
-
-def test_stages_end_as_their_commands_do(tmp_path):
-    runner = Runner(tmp_path, budget_s=60, dry_run=False)
-    good = runner.run("good", (sys.executable, "-c", "print('a'); print('all well')"), 30)
-    assert (good.status, good.detail, good.bad) == ("passed", "all well", False)
-    bad = runner.run("bad", (sys.executable, "-c", "import sys; sys.exit('no compiler')"), 30)
-    assert (bad.status, bad.detail, bad.bad) == ("failed", "no compiler", True)
-    runner.deadline = time.monotonic()
-    late = runner.run("late", (sys.executable, "-c", ""), 30)
-    assert (late.status, late.bad) == ("not run", False)
-
-
-def test_what_the_budget_has_no_room_for_is_named(tmp_path, capsys):
-    runner = Runner(tmp_path, budget_s=5, dry_run=True)
-    stages = compare(runner, tmp_path / "rows.jsonl")
-    assert {stage.status for stage in stages} == {"not run"}
-    assert "--shapes 64x32x1000" in stages[0].detail
-    assert "no time left" in capsys.readouterr().out
-
-
-def test_the_sanitizer_is_optional(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    (stage,) = sanitize(Runner(tmp_path, budget_s=60, dry_run=False))
-    assert (stage.status, stage.bad) == ("not run", False)
-    assert "compute-sanitizer is not installed" in capsys.readouterr().out
-
-
-def test_memcheck_and_racecheck_run(tmp_path, monkeypatch):
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $*"; [ "$2" = memcheck ]\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    stages = {s.name: s for s in sanitize(Runner(tmp_path / "logs", budget_s=60, dry_run=False))}
-    assert stages["sanitizer-memcheck"].status == "passed"
-    assert stages["sanitizer-racecheck"].status == "failed"
-    assert stages["sanitizer-memcheck"].detail.startswith("1 --tool memcheck --error-exitcode 9")
-
-
-def test_the_summary_has_every_stage():
-    stages = [Stage("build", "passed", 3.2, "ok"), Stage("tests", "failed", 60.0, "2 failed")]
-    text = "\n".join([*table(stages), *claims([])])
-    assert "| build | passed | 3 | ok |" in text
-    assert "| tests | failed | 60 | 2 failed |" in text
-    assert "No row of ours" in text
-
-
 def test_the_plans_are_commands_that_compare_understands():
-    for arguments, providers in (*kernels._PLAN, *kernels._TINY_PLAN):
-        options = parser().parse_args([*arguments, "--providers", *providers])
+    for entry in (*comparison.PLAN, *comparison.TINY_PLAN):
+        options = parser().parse_args([*entry.arguments, "--providers", *entry.providers])
         assert make_cases(options)
         assert providers_named(options.providers)
+        assert all(parse_bytes(text) >= 0 for text in options.workspaces)
 
 
-def test_a_provider_that_ends_the_context_is_left_out(tmp_path, monkeypatch):
-    """A stand-in for python -m benchmarks.compare that verl breaks."""
-    script = tmp_path / "python"
-    script.write_text(
-        f'#!/bin/sh\ncase "$*" in *verl*) echo "{CONTEXT_LOST}verl"; exit 3;; *) echo "$*";; esac\n'
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(kernels, "_TINY_PLAN", ((("--op", "gae"), ("quack", "verl", "cce")),))
-    runner = Runner(tmp_path / "logs", budget_s=60, dry_run=True)
-    (stage,) = compare(runner, tmp_path / "rows.jsonl")
-    assert (stage.status, stage.name) == ("passed", "compare-0-without-verl")
-    assert stage.detail.startswith(f"{CONTEXT_LOST}verl")
-    assert "--providers quack cce" in (tmp_path / "logs/compare-0-without-verl.log").read_text()
+def test_the_summary_has_every_kind_of_row(tmp_path):
+    assert summary(tmp_path / "none.jsonl") == []
+    path = tmp_path / "rows.jsonl"
+    common = {"device": "NVIDIA H", "sources": "s", "command": "c", "date": "d", "torch": "2"}
+    figures = {"tflops": 790.4, "p50_ms": 1.39}
+    lost = {"part": "smoke", "case": "gae", "status": "failed", "reason": "no | kernel"}
+    for row in (
+        {"part": "ceilings", "case": "product", "status": "begun"},
+        {"part": "ceilings", "case": "product", "status": "passed", "figures": figures},
+        {"part": "stage", "case": "ceilings", "status": "passed"},
+        lost,
+    ):
+        append_line(path, row | common)
+    text = "\n".join(summary(path))
+    assert "| product | 790 TFLOP/s | 1.39 |" in text
+    assert "| smoke | gae | failed | no \\| kernel |" in text
+    assert "No row of ours" in text and "| stage |" not in text

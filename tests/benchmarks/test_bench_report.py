@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import report
-from benchmarks.charts import Bar, bar_chart
+from benchmarks.charts import Bar, bar_chart, curve_chart
 from benchmarks.limits import beyond_results_mib, verdicts
 from benchmarks.report import latest, render, write
-from benchmarks.rows import Row, append_row
+from benchmarks.rows import Row, append_line, append_row
 
 CPU, GPU = "CPU Intel Xeon", "NVIDIA H100 80GB HBM3"
 SHAPE = "2048x640x65536"
@@ -190,12 +190,18 @@ def test_gpu_limits():
     found = claims(rows)
     assert found["time over 3 products"] == ("1.100", True)
     assert found["speed over quack"] == ("1.02", True)
-    assert found["peak MiB, least of peers: cce"] == ("400.0", True)
+    assert found["peak MiB of s2srm-triton, least of peers: cce"] == ("400.0", True)
+    lean = [*rows, gpu_row("liger-triton", 90.0, peak_extra_mib=300.0)]
+    claim = "least of peers: liger-triton"
+    assert claims(lean)[f"peak MiB of s2srm-triton, {claim}"] == ("400.0", False)
+    lean.append(gpu_row("s2srm-triton-64MiB", 60.0, workspace_bytes=2**26, peak_extra_mib=290.0))
+    assert claims(lean)[f"peak MiB of s2srm-triton-64MiB, {claim}"] == ("290.0", True)
+    assert claims(lean)["speed over quack"] == ("1.02", True)
     rows[0] = dataclasses.replace(rows[0], p50_ms=42.0, peak_extra_mib=460.0, ratio=1.11)
     found = claims(rows)
     assert found["time over 3 products"] == ("1.110", False)
     assert found["speed over quack"] == ("0.98", False)
-    assert found["peak MiB, least of peers: cce"] == ("460.0", False)
+    assert found["peak MiB of s2srm-triton, least of peers: cce"] == ("460.0", False)
 
 
 def sequence_row(**fields):
@@ -230,3 +236,50 @@ def test_bars():
     assert "ours <&>" in texts
     with pytest.raises(ValueError, match="no bars"):
         bar_chart("empty", [("shape", [])], 1.0, "x")
+
+
+def test_time_against_memory_is_a_plot_of_ours_and_the_peers():
+    rows = [
+        gpu_row("s2srm-triton", 40.0, 1.08, peak_extra_mib=4000.0),
+        gpu_row("quack", 41.0, 1.10, peak_extra_mib=6000.0),
+        gpu_row("verl", None, reason="wrong"),
+    ]
+    assert not any("memory" in name for name in render(rows)[1])
+    for mib, ratio in ((0, 1.4), (1024, 1.2)):
+        fields = {"workspace_bytes": mib * 2**20, "peak_extra_mib": 500.0 + mib}
+        rows.append(gpu_row(f"s2srm-triton-{mib}MiB", 50.0, ratio, **fields))
+    text, plots = render(rows)
+    (name,) = (name for name in plots if "memory" in name)
+    assert f"](plots/{name})" in text and "gemma-2b-8192-memory" in name
+    root = ElementTree.fromstring(plots[name])
+    line = next(e.attrib["points"] for e in root.iter() if e.tag.endswith("polyline"))
+    xs, ys = zip(*(map(float, point.split(",")) for point in line.split()), strict=True)
+    assert len(xs) == 3 and list(xs) == sorted(xs), "ours alone, from lean to fast"
+    assert list(ys) == sorted(ys), "faster is lower, and lower on the page is a larger y"
+    assert sum(e.tag.endswith("circle") for e in root.iter()) == 4
+    with pytest.raises(ValueError, match="no points"):
+        curve_chart("empty", [], "x", "y")
+
+
+def test_the_report_has_the_other_stages_of_make_gpu(tmp_path):
+    common = {"device": GPU, "sources": "s", "command": "c", "date": "d", "torch": "2.11"}
+    path = tmp_path / "gpu" / "nvidia.jsonl"
+    kernels = {f"kernel_{index}": float(9 - index) for index in range(6)}
+    figures = {"call_ms": 41.5, "tflops": 700.0, "gap_ms": 0.25, "kernels": kernels}
+    swept = {"shipped_ms": 12.0, "group 16": 0.97, "4 stages": "not timed: other lse"}
+    for part, case, made in (
+        ("ceilings", "copy", {"gb_per_s": 3000.0, "p50_ms": 2.0}),
+        ("profile", "linear_ppo_loss gemma-2b:8192", figures),
+        ("sweep", "linear_ppo_loss gemma-2b:8192", swept),
+        ("counters", "statistics_kernel", {"Occupancy: Registers": "168"}),
+    ):
+        fields = {"part": part, "case": case, "status": "passed", "figures": made}
+        append_line(path, fields | common)
+    append_row(path, gpu_row("s2srm-triton", 40.0))
+    write(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| copy | 3000 GB/s | 2 |" in text
+    assert "| 41.5 | 700 | 0.25 | `kernel_0` 9, `kernel_1` 8, `kernel_2` 7, `kernel_3` 6 |" in text
+    assert "| 12 | group 16 0.970; 4 stages: not timed: other lse |" in text
+    assert "| Occupancy: Registers | 168 |" in text
+    assert "**s2srm-triton**" in text and "no rows of a GPU" not in text

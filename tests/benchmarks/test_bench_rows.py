@@ -1,13 +1,18 @@
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.rows import (
+    CaseRow,
     Row,
+    append_line,
     append_row,
     environment,
+    read_cases,
     read_rows,
     results_file,
     source_hash,
@@ -88,3 +93,23 @@ def test_environment_and_file(cpu):
     row(**found)
     path = results_file("NVIDIA H100 80GB HBM3", "2026-11-22", Path("r"))
     assert path == Path("r/nvidia-h100-80gb-hbm3-2026-11-22.jsonl")
+
+
+def test_both_kinds_of_rows_share_a_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    fields = {"part": "smoke", "case": "gae", "status": "passed", "device": "d", "sources": "s"}
+    append_row(path, row())
+    append_line(path, fields | {"command": "c", "date": "d", "torch": "2.11", "flash-attn": "3"})
+    assert read_rows([path]) == [row()]
+    (case,) = read_cases([path])
+    assert case.versions == {"torch": "2.11", "flash-attn": "3"}
+    append_line(path, {"part": "smoke"})
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3"):
+        read_cases([path])
+
+
+@pytest.mark.parametrize("kind", [Row, CaseRow])
+def test_every_field_is_documented(kind):
+    text = (kind.__doc__ or "") + (environment.__doc__ or "")
+    words = set(re.findall(r"\w+", text))
+    assert {field.name for field in dataclasses.fields(kind)} <= words

@@ -36,13 +36,13 @@ from s2srm.worlds import WorldSizes, get_world
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "rewards"))
 from rewards_naive import naive_token_rewards
 
-NUM_RESPONSES = 500
+NUM_RESPONSES = 120
 MAX_TOKENS = 40
 WORLD = get_world("safety")
 
 
 def train(folder: Path, tied: bool) -> tuple[ModelConfig, ModelConfig]:
-    """SFT policy and RM, trained for half a minute."""
+    """SFT policy and RM, trained for a quarter of a minute."""
     WORLD.write(folder, WorldSizes(4000, 2000, 8, 1000, 8, 8))
     if tied:
         config = WORLD.model_config()
@@ -61,14 +61,14 @@ def train(folder: Path, tied: bool) -> tuple[ModelConfig, ModelConfig]:
             model=start,
             data=data,
             optim=optim,
-            max_steps=120,
+            max_steps=80,
             response_column="response",
             **common,
         )
     )
     pairs = DataConfig(path=str(folder / "preferences.jsonl"))
     rm.run(
-        RMConfig(output=reward.path, model=policy, data=pairs, optim=optim, max_steps=60, **common)
+        RMConfig(output=reward.path, model=policy, data=pairs, optim=optim, max_steps=40, **common)
     )
     return policy, reward
 
@@ -82,7 +82,7 @@ def test_teacher_forced_rewards_equal_generated_ones(tmp_path: Path, tied: bool)
     rows = (tmp_path / "prompts_train.jsonl").read_text().splitlines()[:NUM_RESPONSES]
     prompts = [template.encode_prompt(tokenizer, json.loads(row)["prompt"]) for row in rows]
     responses = HFRollout(load_lm(policy, train=False)).generate(
-        prompts, list(range(NUM_RESPONSES)), SamplingConfig(MAX_TOKENS, 1.0, 125), template.eos_id
+        prompts, list(range(NUM_RESPONSES)), SamplingConfig(MAX_TOKENS, 1.0, 60), template.eos_id
     )
     engine = build_engine(
         lambda zero: load_causal_lm(reward_model, zero_config=zero, train=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,17 +54,26 @@ def test_bfloat16_goes_on_from_its_float32_masters(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.fixture(scope="module")
+def cut_short(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PPO run that ended after its second phase."""
+    folder = tmp_path_factory.mktemp("cut-short") / "run"
+    interrupted("ppo", config("ppo", inputs, folder), after=2)
+    return folder
+
+
 @pytest.mark.parametrize("lost", ["moments", "num_steps", "kl", "reward_scale", "metrics"])
 def test_no_part_can_be_left_out(
     lost: str,
     whole: dict[str, Path],
+    cut_short: Path,
     inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The comparison of the other tests sees every part."""
+    shutil.copytree(cut_short, tmp_path / "cut")
     cfg = config("ppo", inputs, tmp_path / "cut", resume="auto")
-    interrupted("ppo", cfg, after=2)
     resume = Checkpoints.resume
 
     def forgetful(self: Checkpoints, start: Any) -> int:

@@ -13,6 +13,7 @@ import pytest
 from s2srm import __version__
 from s2srm.cli import COMMANDS, main
 from s2srm.errors import UserError
+from s2srm.watchdog import pulse
 
 
 def test_help_lists_every_command(capsys):
@@ -129,6 +130,7 @@ def test_a_disk_that_does_not_take_it_is_one_line(code, monkeypatch, capsys):
         raise OSError(code, os.strerror(code), "/runs/x")
 
     monkeypatch.setattr("s2srm.commands.stages.run_stage", fail)
+    pulse.phase("of a run before")
     assert main(["rm"]) == 2
     assert capsys.readouterr().err == f"s2srm: error: /runs/x: {os.strerror(code)}\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import multiprocessing
 import os
 import signal
@@ -59,7 +58,7 @@ def test_a_process_that_is_killed_is_named() -> None:
 
 
 def test_an_interrupt_ends_the_chains() -> None:
-    interrupter = once_started(lambda child: _thread.interrupt_main())
+    interrupter = once_started(lambda child: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run_chains("world", [[stage("wait")]])
     interrupter.join()
