@@ -155,6 +155,7 @@ def _calls(case: _Case, dtype: torch.dtype, one_by_one: bool) -> Iterator[Callab
     # Nothing fits no workspace: the logits are made again.
     yield lambda: cross_entropy(workspace_bytes=0, label_smoothing=0.1, skip_mass=1e-3)
     yield cross_entropy
+    yield lambda: ops.linear_sample(*head[:2], target, target, **options)
     if one_by_one:
         yield lambda: logprobs(False)
         yield lambda: ppo_loss(0.0)

@@ -146,8 +146,8 @@ T* logits_data(const Optional& logits, int64_t num_rows) {
 
 void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
                     const Optional& bias, const Tensor& target, double softcap, double temperature,
-                    const Optional& at_target, Tensor& packed, Optional tile_lse,
-                    Optional logits) {
+                    const Optional& at_target, bool entropy, bool mean, Tensor& packed,
+                    Optional tile_lse, Optional logits) {
   with_head(hidden, rows, weight, bias, target, softcap, temperature,
             [&]<class T>(const Head<T>& head, const TileKernels<T>& kernels) {
               const int64_t n = head.num_rows;
@@ -155,6 +155,7 @@ void run_statistics(const Tensor& hidden, const Tensor& rows, const Tensor& weig
               check(!logits || logits->size(0) == head.num_columns, "logits must have V rows");
               prefer_huge_pages(logits);
               statistics(head, kernels, data<T>(at_target, n, "target_logits must be (R,)"),
+                         (entropy ? kWantedEntropy : 0) | (mean ? kWantedMean : 0),
                          data<T>(packed, n * kPackedStatistics, "packed must be (R, 7)"),
                          data<T>(tile_lse, n * tiles, "tile_lse must be (R, T)"),
                          logits_data<T>(logits, n), logits ? logits->stride(0) : 0);
@@ -191,7 +192,8 @@ void run_sample(const Tensor& hidden, const Tensor& rows, const Tensor& weight,
                   suppressed ? static_cast<const bool*>(suppressed->const_data_ptr()) : nullptr,
                   data<T>(perturbed, n, "perturbed must be (R,)"), statistics_data + 4,
                   kPackedStatistics, static_cast<int64_t*>(columns.data_ptr())};
-              statistics<T>(head, kernels, nullptr, statistics_data, nullptr, nullptr, 0, &draws);
+              statistics<T>(head, kernels, nullptr, 0, statistics_data, nullptr, nullptr, 0,
+                            &draws);
             });
 }
 
@@ -201,16 +203,16 @@ void run_noise(int64_t seed, int64_t position, int64_t first_id, Tensor& out) {
   chosen_kernels<float>().noise(seed, position, first_id, out.numel(), values);
 }
 
-// coefficients: (7, R) max_logit, log_sum, entropy, then the upstream gradients of log p(target),
-// entropy, lse and mean log p; `given` says which of the last three are there.
+// coefficients: (8, R) max_logit, log_sum, log_sum_low, entropy, then the upstream gradients of
+// log p(target), entropy, lse and mean log p; `given` says which of the last three are there.
 template <class T>
 Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int64_t num_total,
                                   const Optional& kept, const Optional& entry_columns,
                                   const Optional& entry_values, const Head<T>& head) {
   const int64_t n = head.num_rows;
-  const T* base = data<T>(coefficients, 7 * n, "coefficients must be (7, R)");
+  const T* base = data<T>(coefficients, 8 * n, "coefficients must be (8, R)");
   const auto field = [&](int64_t i) {
-    return i < 4 || (given >> (i - 4)) & 1 ? base + i * n : nullptr;
+    return i < 5 || (given >> (i - 5)) & 1 ? base + i * n : nullptr;
   };
   const bool* blocks = nullptr;
   if (kept) {
@@ -221,8 +223,8 @@ Coefficients<T> make_coefficients(const Tensor& coefficients, int64_t given, int
     blocks = static_cast<const bool*>(kept->const_data_ptr());
   }
   Coefficients<T> made = {field(0), field(1), field(2),  field(3), field(4),
-                          field(5), field(6), num_total, blocks,   kept ? kept->size(1) : 0,
-                          0,        nullptr,  nullptr};
+                          field(5), field(6), field(7),  num_total, blocks,
+                          kept ? kept->size(1) : 0, 0,   nullptr,  nullptr};
   if (entry_columns) {
     check(entry_columns->scalar_type() == ScalarType::Long && entry_columns->is_contiguous() &&
               entry_columns->dim() == 2 && entry_columns->size(0) == n && entry_values.has_value(),
@@ -290,16 +292,16 @@ void run_elementwise(const Tensor& x, const std::string& function, Tensor& out) 
 STABLE_TORCH_LIBRARY_FRAGMENT(s2srm, m) {
   m.def("cpu_target_logits(" S2SRM_HEAD ", Tensor(a!) out) -> ()");
   m.def("cpu_statistics(" S2SRM_HEAD
-        ", Tensor? target_logits, Tensor(a!) packed, Tensor(b!)? tile_lse, Tensor(c!)? logits)"
-        " -> ()");
+        ", Tensor? target_logits, bool entropy, bool mean, Tensor(a!) packed,"
+        " Tensor(b!)? tile_lse, Tensor(c!)? logits) -> ()");
   m.def("cpu_sample(" S2SRM_HEAD
         ", Tensor? seeds, Tensor? positions, int first_id, Tensor? suppressed, Tensor(a!) packed,"
         " Tensor(b!) perturbed, Tensor(c!) columns) -> ()");
   m.def("cpu_noise(int seed, int position, int first_id, Tensor(a!) out) -> ()");
   m.def("cpu_gradients(" S2SRM_HEAD
         ", Tensor coefficients, int given, int num_total, Tensor? kept, Tensor? entry_columns,"
-        " Tensor? entry_values, Tensor(a!) logits, bool stored, bool accumulate, Tensor(b!)? d_hidden, Tensor(c!)? d_weight,"
-        " Tensor(d!)? d_bias) -> ()");
+        " Tensor? entry_values, Tensor(a!) logits, bool stored, bool accumulate,"
+        " Tensor(b!)? d_hidden, Tensor(c!)? d_weight, Tensor(d!)? d_bias) -> ()");
   m.def("cpu_elementwise(Tensor x, str function, Tensor(a!) out) -> ()");
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "elements.h"
+#include "simd/kernels.h"
 
 namespace s2srm::lm_head {
 
@@ -30,6 +31,14 @@ struct Head {
   }
   const char* hidden_at(int64_t row, int64_t k) const {
     return static_cast<const char*>(hidden) + (row * hidden_stride + k) * element_size();
+  }
+  // Of a sum of `length` products, how many are summed in registers before they are added in
+  // memory. The square root rounds least, and costs a little time: a small head has it to spare.
+  int64_t run(int64_t length) const {
+    if (num_columns * width > 1 << 22) return kDepth;
+    int64_t run = 16;
+    while (run < kDepth && run * run < length) run *= 2;
+    return run;
   }
   bool plain() const { return bias == nullptr && softcap == 0 && temperature == 1; }
 };

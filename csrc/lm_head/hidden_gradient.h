@@ -104,7 +104,8 @@ class HiddenGradient {
       for (int64_t r = 0; r < part.rows; r += kBlockRows)
         if (wanted(r))
           kernels.product_packed(std::min(kBlockRows, part.rows - r), depth,
-                                 ceil_div(length, kernels.lanes), left(r), tile.right.get(),
+                                 head.run(head.num_columns), ceil_div(length, kernels.lanes),
+                                 left(r), tile.right.get(),
                                  tile.sums.get() + (r * part.panels + p) * panel,
                                  part.panels * panel, true, prefetch);
     }

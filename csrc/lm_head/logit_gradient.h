@@ -17,9 +17,7 @@ class LogitGradients {
       : span_(span),
         num_rows_(span.head.num_rows),
         padded_(ceil_div(num_rows_, kMaxPanel) * kMaxPanel),
-        rows_(5 * padded_),
-        entropy_(span.coefficients.entropy == nullptr ? 0 : padded_),
-        others_(num_rows_),
+        rows_(kNumArrays * padded_),
         at_target_(num_workers() * num_rows_),
         tiles_(num_workers()) {
     fill();
@@ -46,39 +44,50 @@ class LogitGradients {
   }
 
  private:
-  // Rows behind the last get a maximum of infinity, hence p = 0 whatever the bias is.
+  static constexpr int64_t kNumArrays = 6;  // of RowCoefficients
+
+  // Factors in double, rounded once. Rows behind the last get a maximum of infinity, hence e^-inf.
   void fill() {
     const auto& in = span_.coefficients;
-    T *max = rows_.get(), *log_sum = max + padded_, *constant = log_sum + padded_;
-    T *entropy_slope = constant + padded_, *uniform = entropy_slope + padded_;
-    std::fill_n(max, 5 * padded_, T(0));
+    T *max = rows_.get(), *linear = max + padded_, *uniform = linear + padded_;
+    T *entropic = uniform + padded_, *log_sum = entropic + padded_, *entropy = log_sum + padded_;
+    std::fill_n(max, kNumArrays * padded_, T(0));
     std::fill(max + num_rows_, max + padded_, std::numeric_limits<T>::infinity());
     for (int64_t r = 0; r < num_rows_; ++r) {
+      const RowFactors row = row_factors(r);
+      const double inverse_sum = std::exp(-row.log_sum) / span_.head.temperature;
       max[r] = in.max_logit[r];
+      linear[r] = static_cast<T>((row.other - in.d_logprobs[r]) * inverse_sum);
+      uniform[r] = static_cast<T>(row.uniform / span_.head.temperature);
+      if (in.d_entropy == nullptr) continue;
+      entropic[r] = static_cast<T>(in.d_entropy[r] * inverse_sum);
       log_sum[r] = in.log_sum[r];
-      T other = in.d_lse == nullptr ? 0 : in.d_lse[r];
-      if (in.d_mean_logprob != nullptr) {
-        other -= in.d_mean_logprob[r];
-        uniform[r] = in.d_mean_logprob[r] / static_cast<T>(in.num_total);
-      }
-      if (in.d_entropy != nullptr) entropy_slope[r] = in.d_entropy[r];
-      others_.get()[r] = other;
-      constant[r] = other - in.d_logprobs[r];
+      entropy[r] = in.entropy[r];
     }
-    if (in.entropy == nullptr) return;
-    std::fill_n(entropy_.get(), padded_, T(0));
-    std::copy_n(in.entropy, num_rows_, entropy_.get());
+  }
+
+  // A row's upstream gradients, gathered: dz = p * (other - d_logprobs - ...) + uniform.
+  struct RowFactors {
+    double log_sum, other, uniform;
+  };
+  RowFactors row_factors(int64_t row) const {
+    const auto& in = span_.coefficients;
+    const double mean = in.d_mean_logprob == nullptr ? 0 : in.d_mean_logprob[row];
+    const double lse = in.d_lse == nullptr ? 0 : in.d_lse[row];
+    return {static_cast<double>(in.log_sum[row]) + in.log_sum_low[row], lse - mean,
+            mean / static_cast<double>(in.num_total)};
   }
 
   RowCoefficients<T> row_coefficients(int64_t row) const {
     const T* base = rows_.get() + row;
+    const auto array = [&](int64_t i) { return base + i * padded_; };
     const bool entropic = span_.coefficients.d_entropy != nullptr;
     return {base,
-            base + padded_,
-            base + 2 * padded_,
-            entropic ? base + 3 * padded_ : nullptr,
-            entropic ? entropy_.get() + row : nullptr,
-            base + 4 * padded_,
+            array(1),
+            array(2),
+            entropic ? array(3) : nullptr,
+            entropic ? array(4) : nullptr,
+            entropic ? array(5) : nullptr,
             span_.head.softcap,
             span_.head.temperature};
   }
@@ -129,24 +138,24 @@ class LogitGradients {
   }
 
   // 1 - p as -expm1(log p): a confident target, whose p is nearly 1, keeps its digits.
-  T target_gradient(T z, int64_t row) const {
+  // kept: the target's logit, with softcap its share of the cap.
+  T target_gradient(T kept, int64_t row) const {
     const auto& in = span_.coefficients;
-    const T logp = (z - in.max_logit[row]) - in.log_sum[row];
-    T factor = others_.get()[row];
+    const auto [log_sum, other, uniform] = row_factors(row);
+    const T softcap = span_.head.softcap, temperature = span_.head.temperature;
+    const T z = softcap == 0 ? kept : kept * softcap / temperature;  // rounded as in the kernels
+    const double logp = (static_cast<double>(z) - in.max_logit[row]) - log_sum;
+    double factor = other;
     if (in.d_entropy != nullptr)
-      factor -= in.d_entropy[row] * (std::max(logp, T(-1000)) + in.entropy[row]);
-    T dz = factor * std::exp(logp) - in.d_logprobs[row] * std::expm1(logp);
-    if (in.d_mean_logprob != nullptr) dz += in.d_mean_logprob[row] / static_cast<T>(in.num_total);
-    if (span_.head.softcap != 0) {
-      const T capped = z * (span_.head.temperature / span_.head.softcap);
-      dz *= 1 - capped * capped;
-    }
-    return dz / span_.head.temperature;
+      factor -= in.d_entropy[row] * (std::max(logp, -1000.0) + in.entropy[row]);
+    double dz = factor * std::exp(logp) - in.d_logprobs[row] * std::expm1(logp) + uniform;
+    if (softcap != 0) dz *= 1 - static_cast<double>(kept) * kept;
+    return static_cast<T>(dz / temperature);
   }
 
   const ColumnSpan<T>& span_;
   const int64_t num_rows_, padded_;
-  Buffer<T> rows_, entropy_, others_, at_target_;
+  Buffer<T> rows_, at_target_;
   std::vector<LogitTile<T>> tiles_;
 };
 

@@ -17,6 +17,15 @@ class LogitTile {
     return z_.get() + panel * kTileColumns * kernels.panel;
   }
 
+  // Shares of the cap -> logits.
+  void scale(const Head<T>& head, const TileKernels<T>& kernels, const PackedHidden<T>& hidden,
+             int64_t first_panel, int64_t panels, int64_t columns) const {
+    if (head.softcap == 0) return;
+    for (int64_t p = 0; p < panels; ++p)
+      kernels.scale_shares(columns, hidden.vectors(first_panel + p), head.softcap,
+                           head.temperature, z(kernels, p));
+  }
+
   // z of the first num_rows rows -> out[column * stride + row].
   template <class Wanted>
   void store(const TileKernels<T>& kernels, int64_t num_rows, int64_t columns,
@@ -27,8 +36,9 @@ class LogitTile {
                          z(kernels, r / kernels.panel), kernels.panel, out + r, stride);
   }
 
-  // Logits of `panels` panels from `first_panel` on and `columns` columns from `first_column` on;
-  // panels that `wanted(panel of the task)` refuses are left as they are.
+  // Logits, or with softcap their shares of the cap, of `panels` panels from `first_panel` on and
+  // `columns` columns from `first_column` on; panels that `wanted(panel of the task)` refuses are
+  // left as they are.
   template <class Wanted>
   void compute(const Head<T>& head, const TileKernels<T>& kernels, const PackedHidden<T>& hidden,
                int64_t first_panel, int64_t panels, int64_t first_column, int64_t columns,
@@ -42,9 +52,9 @@ class LogitTile {
       prefetch.spread(panels * (columns / kernels.block_rows));
       for (int64_t p = 0; p < panels; ++p)
         if (wanted(p))
-          kernels.product(columns, depth, hidden.vectors(first_panel + p), weight, stride,
-                          hidden.at(first_panel + p, k), z(kernels, p), kernels.panel, k > 0,
-                          prefetch);
+          kernels.product(columns, depth, head.run(head.width), hidden.vectors(first_panel + p),
+                          weight, stride, hidden.at(first_panel + p, k), z(kernels, p),
+                          kernels.panel, k > 0, prefetch);
       k += kDepth;
     } while (k < head.width);
     if (head.plain()) return;

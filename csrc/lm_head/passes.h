@@ -16,17 +16,17 @@ template <class T>
 void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out);
 
 // packed (num_rows, 7) as in Engine.statistics; target_logits (num_rows) or null; tile_lse
-// (num_rows, ceil(num_columns / kTileColumns)) or null; logits or null: column c of row r goes to
-// logits[c * logits_stride + r]; draws or null.
+// (num_rows, ceil(num_columns / kTileColumns)) or null; wanted: of Wanted; logits or null: column c
+// of row r goes to logits[c * logits_stride + r], with softcap its share of the cap; draws or null.
 template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
-                T* packed, T* tile_lse, T* logits, int64_t logits_stride,
+                int wanted, T* packed, T* tile_lse, T* logits, int64_t logits_stride,
                 const Draws<T>* draws = nullptr);
 
 // (num_rows) each; null is zero, of `kept` everything.
 template <class T>
 struct Coefficients {
-  const T *max_logit, *log_sum, *entropy;
+  const T *max_logit, *log_sum, *log_sum_low, *entropy;
   const T *d_logprobs, *d_entropy, *d_lse, *d_mean_logprob;
   int64_t num_total;
   const bool* kept;  // blocks: [row / kBlockRows * kept_stride + column / kTileColumns]

@@ -32,6 +32,7 @@ struct Splits {
 template <class T>
 struct Results {
   const T* target_logits;
+  int wanted;
   T* packed;
   T* tile_lse;
   T* logits;
@@ -78,18 +79,19 @@ class RowGroup {
       const int64_t columns = std::min(kTileColumns, head_.num_columns - column);
       tile.compute(head_, kernels_, hidden_, first_panel, panels, column, columns,
                    all);
-      for (int64_t p = 0; p < panels; ++p)
-        finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
-                     (t - begin) * kTileColumns, state(split));
-      for (int64_t p = 0; draws_ && p < panels; ++p)
-        draws_->add(kernels_, split, (first_panel + p) * kernels_.panel,
-                    hidden_.rows(first_panel + p), column, columns, tile.z(kernels_, p));
       if (results_.logits != nullptr)
         tile.store(kernels_, std::min(kTaskRows, hidden_.num_rows() - first_panel * kernels_.panel),
                    columns, all,
                    results_.logits + column * results_.logits_stride + first_row_ +
                        first_panel * kernels_.panel,
                    results_.logits_stride);
+      tile.scale(head_, kernels_, hidden_, first_panel, panels, columns);
+      for (int64_t p = 0; p < panels; ++p)
+        finish_panel(tile.z(kernels_, p), first_panel + p, t, columns,
+                     (t - begin) * kTileColumns, state(split));
+      for (int64_t p = 0; draws_ && p < panels; ++p)
+        draws_->add(kernels_, split, (first_panel + p) * kernels_.panel,
+                    hidden_.rows(first_panel + p), column, columns, tile.z(kernels_, p));
     }
   }
 
@@ -121,9 +123,10 @@ class RowGroup {
     const int64_t at = panel * kernels_.panel, first = first_row_ + at;
     const int64_t rows = hidden_.rows(panel), column = tile * kTileColumns;
     T own[kNumStatistics * kMaxPanel];
-    kernels_.statistics(columns, hidden_.vectors(panel), z,
-                        results_.target_logits == nullptr ? nullptr : target_.get() + at, column,
-                        merged, state + at, stride_, results_.tile_lse == nullptr ? nullptr : own);
+    const bool counts = results_.target_logits != nullptr;
+    kernels_.statistics(columns, hidden_.vectors(panel), z, results_.wanted,
+                        counts ? target_.get() + at : nullptr, column, merged, state + at, stride_,
+                        results_.tile_lse == nullptr ? nullptr : own);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t target = head_.target[first + r] - column;
       if (target >= 0 && target < columns) packed(at + r)[4] = z[target * kernels_.panel + r];
@@ -157,7 +160,8 @@ void target_products(const Head<T>& head, const TileKernels<T>& kernels, int64_t
     read(head.element, head.hidden, from + k, depth, weight);
     for (int64_t i = 0; i < depth; ++i) hidden[i * kernels.panel] = weight[i];
     read(head.element, head.weight, head.target[row] * head.weight_stride + k, depth, weight);
-    kernels.product(1, depth, 1, weight, depth, hidden, z, kernels.panel, k > 0, none);
+    kernels.product(1, depth, head.run(head.width), 1, weight, depth, hidden, z, kernels.panel,
+                    k > 0, none);
     k += kDepth;
   } while (k < head.width);
 }
@@ -176,14 +180,17 @@ void target_logits(const Head<T>& head, const TileKernels<T>& kernels, T* out) {
     if (head.bias != nullptr) read(head.element, head.bias, head.target[row], 1, &bias);
     kernels.finish_logits(1, 1, head.bias == nullptr ? nullptr : &bias, head.softcap,
                           head.temperature, z);
+    if (head.softcap != 0) kernels.scale_shares(1, 1, head.softcap, head.temperature, z);
     out[row] = z[0];
   });
 }
 
 template <class T>
 void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* target_logits,
-                T* packed, T* tile_lse, T* logits, int64_t logits_stride, const Draws<T>* draws) {
-  const Results<T> results = {target_logits, packed, tile_lse, logits, logits_stride, draws};
+                int wanted, T* packed, T* tile_lse, T* logits, int64_t logits_stride,
+                const Draws<T>* draws) {
+  const int all = target_logits == nullptr ? wanted & ~kWantedCounts : wanted | kWantedCounts;
+  const Results<T> results = {target_logits, all, packed, tile_lse, logits, logits_stride, draws};
   const int64_t capacity = PackedHidden<T>::capacity(head);
   PackedHidden<T> hidden(head, kernels, capacity);
   std::vector<LogitTile<T>> tiles(num_workers());
@@ -198,9 +205,9 @@ void statistics(const Head<T>& head, const TileKernels<T>& kernels, const T* tar
 
 template void target_logits(const Head<float>&, const TileKernels<float>&, float*);
 template void target_logits(const Head<double>&, const TileKernels<double>&, double*);
-template void statistics(const Head<float>&, const TileKernels<float>&, const float*, float*,
+template void statistics(const Head<float>&, const TileKernels<float>&, const float*, int, float*,
                          float*, float*, int64_t, const Draws<float>*);
-template void statistics(const Head<double>&, const TileKernels<double>&, const double*, double*,
-                         double*, double*, int64_t, const Draws<double>*);
+template void statistics(const Head<double>&, const TileKernels<double>&, const double*, int,
+                         double*, double*, double*, int64_t, const Draws<double>*);
 
 }  // namespace s2srm::lm_head

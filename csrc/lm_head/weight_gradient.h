@@ -69,7 +69,8 @@ class WeightGradient {
                   right + k * kernels.panel);
       Prefetch prefetch = next_block(tile, panel, r + kBlockRows, left, fresh && !in_place_);
       prefetch.spread(columns / kernels.block_rows);
-      kernels.product(columns, depth, ceil_div(length, kernels.lanes), left.dz + r, left.stride,
+      kernels.product(columns, depth, head.run(head.num_rows), ceil_div(length, kernels.lanes),
+                      left.dz + r, left.stride,
                       right, sums, kernels.panel, some, prefetch);
       some = true;
     }

@@ -96,9 +96,7 @@ def torch_engine(model: Trainee) -> Holding:
     )
 
 
-def zero_engine(
-    model: Trainee, stage: int, ranks: int, offload: bool, sizes: ZeroSizes
-) -> Holding:
+def zero_engine(model: Trainee, stage: int, ranks: int, offload: bool, sizes: ZeroSizes) -> Holding:
     """DeepSpeedEngine."""
     if stage == 3:
         return _zero_3(model, ranks, offload, sizes)

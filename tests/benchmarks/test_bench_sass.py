@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks.resources.sass import PIPE_CYCLES, Flow, epilogues, parse
 
-# A persistent kernel: items (.L_item), tiles (.L_tile), blocks of K (.L_main, which waits in .L_wait
-# and goes on in .L_go), one product peeled off behind the main loop.
+# A persistent kernel: items (.L_item), tiles (.L_tile), blocks of K (.L_main, which waits in
+# .L_wait and goes on in .L_go), one product peeled off behind the main loop.
 KERNEL = """
 kernel:
 .text.kernel:

@@ -22,10 +22,12 @@ def _calls(hidden, weight, bias, target, group, impl):
     """Outputs of every vocabulary operation; those with gradients first."""
     rows = torch.linspace(-4, -2, N, dtype=torch.float64)
     head = {"bias": bias, "process_group": group, "impl": impl}
+    ids = torch.stack([target, torch.arange(N) % V, torch.arange(N) % V], dim=1)
+    ids[::3, 2] = -1
     capped = {**head, "softcap": 3.0, "temperature": 0.8}
     smoothed = {"label_smoothing": 0.1, "z_loss": 0.02}
     differentiable = [
-        *kernels.linear_logprobs(hidden, weight, target, **capped),
+        *kernels.linear_logprobs(hidden, weight, target, extra_ids=ids, **capped),
         kernels.linear_cross_entropy(hidden, weight, target, **smoothed, **head),
         kernels.linear_cross_entropy(
             hidden, weight, target, reduction="none", row_weight=rows, **smoothed, **capped
@@ -35,7 +37,13 @@ def _calls(hidden, weight, bias, target, group, impl):
             **{"ref_logprobs": rows, "kl_coef": 0.1, "entropy_coef": 0.2, **capped},
         ).loss,
     ]
-    return differentiable, list(kernels.linear_token_stats(hidden, weight, target, **head))
+    keys = torch.arange(N) * 2**40 - 3
+    drawn = [
+        kernels.linear_sample(hidden, weight, keys, keys, suppress=suppress, **capped)
+        for suppress in (None, [0, 3, 21], range(7))  # the last: all of the first rank's ids
+    ]
+    statistics = kernels.linear_token_stats(hidden, weight, target, extra_ids=ids, **head)
+    return differentiable, [*statistics, *(t for draw in drawn for t in draw)]
 
 
 def _problem(offset=0.0):

@@ -15,7 +15,7 @@ namespace s2srm::lm_head {
 
 inline constexpr int64_t kTileColumns = 256;  // also the width of a block that may be skipped
 inline constexpr int64_t kBlockRows = 128;    // the height of a block that may be skipped
-inline constexpr int64_t kDepth = 128;        // terms of a sum made in registers, before memory
+inline constexpr int64_t kDepth = 128;        // the most terms of a sum in one call
 inline constexpr int64_t kMaxPanel = 64;      // rows of the widest panel
 
 // Elements for a packed left-hand side: blocks of at most 8 rows.
@@ -24,16 +24,19 @@ constexpr int64_t packed_size(int64_t rows, int64_t depth) { return (rows + 8) *
 // Running statistics of a panel, each an array of rows, `stride` elements apart.
 enum Statistic { kMax, kRest, kExpShift, kShift, kArgmax, kAbove, kNumStatistics };
 
-// What the gradients of a row's logits depend on, each an array of rows.
+// Statistics that are computed on demand; the sum is always there.
+enum Wanted : int { kWantedCounts = 1, kWantedEntropy = 2, kWantedMean = 4, kWantedAll = 7 };
+
+// What the gradients of a row's logits depend on, each an array of rows:
+//
+//     dz = e^(z - max_logit) * (linear - entropic * (z - max_logit - log_sum + entropy)) + uniform
+//
+// with 1 / sum e^(z - max_logit) and 1 / temperature in the factors, and times softcap's slope.
 template <class T>
 struct RowCoefficients {
-  const T* max_logit;
-  const T* log_sum;
-  const T* constant;      // factor of p
-  const T* entropy_slope; // factor of -p * (log p + entropy), or null
-  const T* entropy;
-  const T* uniform;       // added to every column
-  T softcap;              // 0: none
+  const T *max_logit, *linear, *uniform;
+  const T *entropic, *log_sum, *entropy;  // null where entropic is 0 in every row
+  T softcap;                              // 0: none
   T temperature;
 };
 
@@ -45,26 +48,35 @@ struct TileKernels {
   int64_t block_rows;  // rows of the block of sums that a product keeps in registers
 
   // c[i][j] (+)= sum over k < depth of a[i * a_stride + k] * b[k * panel + j]
-  // for i < rows and j < vectors * lanes; the sum runs in the order of k.
-  void (*product)(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
-                  const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch);
+  // for i < rows and j < vectors * lanes, in the order of k: `run` terms at a time are summed in
+  // registers, then added to c.
+  void (*product)(int64_t rows, int64_t depth, int64_t run, int64_t vectors, const T* a,
+                  int64_t a_stride, const T* b, T* c, int64_t c_stride, bool accumulate,
+                  Prefetch& prefetch);
 
   // The same with a packed by pack_transposed.
-  void (*product_packed)(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b,
-                         T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch);
+  void (*product_packed)(int64_t rows, int64_t depth, int64_t run, int64_t vectors, const T* a,
+                         const T* b, T* c, int64_t c_stride, bool accumulate,
+                         Prefetch& prefetch);
 
   // a[k * a_stride + i] for i < rows and k < depth -> packed_size(rows, depth) elements.
   void (*pack_transposed)(int64_t rows, int64_t depth, const T* a, int64_t a_stride, T* out);
 
-  // z = softcap * tanh((z + bias) / softcap) / temperature in place; bias may be null.
+  // Products -> logits (z + bias) / temperature in place; with softcap -> shares of the cap,
+  // tanh((z + bias) / softcap), from which its slope can be had without loss. bias may be null.
   void (*finish_logits)(int64_t columns, int64_t vectors, const T* bias, T softcap, T temperature,
                         T* z);
 
+  // Shares of the cap -> logits, share * softcap / temperature, in place.
+  void (*scale_shares)(int64_t columns, int64_t vectors, T softcap, T temperature, T* z);
+
   // Statistics of the tile whose first column is `first_column`, merged behind those in `state`
-  // of `merged` columns (0: state is overwritten). target: (panel) logits to count above, or null.
-  // own: (kNumStatistics, panel) the tile's own, or null.
-  void (*statistics)(int64_t columns, int64_t vectors, const T* z, const T* target,
-                     int64_t first_column, int64_t merged, T* state, int64_t stride, T* own);
+  // of `merged` columns (0: state is overwritten). wanted: of Wanted; what is not stays finite.
+  // target_logits: (panel) to count logits above, or null. own: (kNumStatistics, panel) the tile's
+  // own, or null.
+  void (*statistics)(int64_t columns, int64_t vectors, const T* z, int wanted,
+                     const T* target_logits, int64_t first_column, int64_t merged, T* state,
+                     int64_t stride, T* own);
 
   // state of `merged` columns, then later, of `added` columns -> state.
   void (*merge)(int64_t vectors, int64_t merged, T* state, int64_t added, const T* later,
@@ -77,8 +89,8 @@ struct TileKernels {
                const int64_t* positions, int64_t first_id, int64_t first_column,
                const bool* suppressed, T* best, int64_t stride);
 
-  // Logits z[column * stride + row] -> their gradients in place, by the closed form of
-  // s2srm_kernels/lm_head/backward.py; the target's entry is not special.
+  // Logits, with softcap shares, z[column * stride + row] -> gradients of the products in place, by
+  // the closed form of s2srm_kernels/lm_head/backward.py; the target's entry is not special.
   void (*gradients)(int64_t columns, int64_t vectors, const RowCoefficients<T>& rows, T* z,
                     int64_t stride);
 

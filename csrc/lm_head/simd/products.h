@@ -1,9 +1,9 @@
 // Products of a left-hand side, read from memory as it lies or packed, and a packed panel. Included
 // like lanes.h, after it.
 
-// A block of rows x vectors sums, kept in registers for the whole depth.
+// A block of rows x vectors sums of `depth` terms, kept in registers.
 template <class T, int rows, int vectors, bool packed>
-inline void product_block(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
+inline void product_run(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
                           int64_t c_stride, bool accumulate) {
   constexpr int64_t lanes = LanesOf<T>::count;
   Vec<T> sums[rows][vectors] = {};
@@ -29,21 +29,33 @@ inline void product_block(int64_t depth, const T* a, int64_t a_stride, const T* 
   }
 }
 
+template <class T, int rows, int vectors, bool packed>
+inline void product_block(int64_t depth, int64_t run, const T* a, int64_t a_stride, const T* b,
+                          T* c, int64_t c_stride, bool accumulate) {
+  int64_t k = 0;
+  do {  // once for a depth of 0
+    product_run<T, rows, vectors, packed>(std::min(run, depth - k), a + (packed ? k * kRows : k),
+                                          a_stride, b + k * kPanel<T>, c, c_stride,
+                                          accumulate || k > 0);
+    k += run;
+  } while (k < depth);
+}
+
 template <class T, int vectors, bool packed, int rows>
-void product_rest(int64_t rest, int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
-                  int64_t c_stride, bool accumulate) {
+void product_rest(int64_t rest, int64_t depth, int64_t run, const T* a, int64_t a_stride,
+                  const T* b, T* c, int64_t c_stride, bool accumulate) {
   if constexpr (rows > 0) {
     if (rest == rows)
-      return product_block<T, rows, vectors, packed>(depth, a, a_stride, b, c, c_stride,
+      return product_block<T, rows, vectors, packed>(depth, run, a, a_stride, b, c, c_stride,
                                                      accumulate);
-    product_rest<T, vectors, packed, rows - 1>(rest, depth, a, a_stride, b, c, c_stride,
+    product_rest<T, vectors, packed, rows - 1>(rest, depth, run, a, a_stride, b, c, c_stride,
                                                accumulate);
   }
 }
 
 template <class T, int vectors, bool packed>
-void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, T* c,
-                   int64_t c_stride, bool accumulate, Prefetch& prefetch) {
+void product_panel(int64_t rows, int64_t depth, int64_t run, const T* a, int64_t a_stride,
+                   const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch) {
   // As many sums whatever the vectors are: a few of them would wait for each other.
   constexpr int times = packed ? 1 : std::min(kVectors / vectors, 16 / kRows);
   constexpr int block = kRows * times;
@@ -51,29 +63,30 @@ void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, co
   int64_t i = 0;
   for (; i + block <= rows; i += block) {
     for (int t = 0; t < times; ++t) prefetch.advance();
-    product_block<T, block, vectors, packed>(depth, a + i * a_stride, a_stride, b,
+    product_block<T, block, vectors, packed>(depth, run, a + i * a_stride, a_stride, b,
                                              c + i * c_stride, c_stride, accumulate);
   }
-  product_rest<T, vectors, packed, block - 1>(rows - i, depth, a + i * a_stride, a_stride, b,
+  product_rest<T, vectors, packed, block - 1>(rows - i, depth, run, a + i * a_stride, a_stride, b,
                                               c + i * c_stride, c_stride, accumulate);
 }
 
 template <class T, bool packed, int candidate = kVectors>
-void product(int64_t rows, int64_t depth, int64_t vectors, const T* a, int64_t a_stride,
-             const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch) {
+void product(int64_t rows, int64_t depth, int64_t run, int64_t vectors, const T* a,
+             int64_t a_stride, const T* b, T* c, int64_t c_stride, bool accumulate,
+             Prefetch& prefetch) {
   if constexpr (candidate > 0) {
     if (vectors == candidate)
-      return product_panel<T, candidate, packed>(rows, depth, a, a_stride, b, c, c_stride,
+      return product_panel<T, candidate, packed>(rows, depth, run, a, a_stride, b, c, c_stride,
                                                  accumulate, prefetch);
-    product<T, packed, candidate - 1>(rows, depth, vectors, a, a_stride, b, c, c_stride,
+    product<T, packed, candidate - 1>(rows, depth, run, vectors, a, a_stride, b, c, c_stride,
                                       accumulate, prefetch);
   }
 }
 
 template <class T>
-void product_packed(int64_t rows, int64_t depth, int64_t vectors, const T* a, const T* b, T* c,
-                    int64_t c_stride, bool accumulate, Prefetch& prefetch) {
-  product<T, true>(rows, depth, vectors, a, 0, b, c, c_stride, accumulate, prefetch);
+void product_packed(int64_t rows, int64_t depth, int64_t run, int64_t vectors, const T* a,
+                    const T* b, T* c, int64_t c_stride, bool accumulate, Prefetch& prefetch) {
+  product<T, true>(rows, depth, run, vectors, a, 0, b, c, c_stride, accumulate, prefetch);
 }
 
 // Blocks are copied eight elements at a time, one or two moves: what is too much is overwritten by

@@ -28,7 +28,8 @@ inline Sums<T> merged_sums(const Sums<T>& a, T before, const Sums<T>& b, T after
   const Vec<T> max = takes_b ? b.max : a.max;
   const Vec<T> fall_a = a.max - max, fall_b = b.max - max;
   const Vec<T> below_a = at_least<T>(fall_a, T(kFloor)), below_b = at_least<T>(fall_b, T(kFloor));
-  const Vec<T> scale_a = exp_of<T>(below_a), scale_b = exp_of<T>(below_b);
+  const Vec<T> scale_a = exp_of_nonpositive<T>(below_a);
+  const Vec<T> scale_b = exp_of_nonpositive<T>(below_b);
   return {max,
           fused(a.rest, scale_a, b.rest * scale_b) + (takes_b ? scale_a : scale_b),
           scale_a * fused(a.rest + T(1), below_a, a.exp_shift) +
@@ -66,40 +67,95 @@ inline void tile_maxima(int64_t columns, const T* z, Maximum<T>* out) {
   for (int j = 0; j < vectors; ++j) out[j] = {max[j], argmax[j]};
 }
 
-// The sums against the maximum that a first pass has found; the tile lies in a near cache.
-template <class T, bool counts>
-inline Sums<T> tile_sums(int64_t columns, const T* z, const Maximum<T>& maximum, Vec<T> target) {
-  Sums<T> sums = {maximum.value, {}, {}, {}, maximum.column, {}};
-  Vec<T> column = {};
-  for (int64_t c = 0; c < columns; ++c) {
-    const Vec<T> value = load<T>(z + c * kPanel<T>);
-    const Vec<T> shifted = value - maximum.value;
-    const Vec<T> exponential = column == maximum.column ? Vec<T>{} : exp_of<T>(shifted);
-    sums.rest += exponential;
-    sums.exp_shift = fused(exponential, at_least<T>(shifted, T(kFloor)), sums.exp_shift);
-    sums.shift += shifted;
-    if (counts) sums.above += value > target ? splat<T>(1) : Vec<T>{};
-    column += T(1);
-  }
-  return sums;
-}
-
+// What some columns add to rest, exp_shift and shift.
 template <class T>
-void statistics(int64_t columns, int64_t vectors, const T* z, const T* target,
-                int64_t first_column, int64_t merged, T* state, int64_t stride, T* own) {
+struct Terms {
+  Vec<T> rest, exp_shift, shift;
+
+  inline Terms operator+(const Terms& later) const {
+    return {rest + later.rest, exp_shift + later.exp_shift, shift + later.shift};
+  }
+};
+
+// The sums of one vector of rows against the maximum that a first pass has found; the tile lies in
+// a near cache.
+template <class T, int wanted>
+class TileSums {
+ public:
+  TileSums(const T* z, const Maximum<T>& maximum, Vec<T> target_logit)
+      : z_(z), maximum_(maximum), target_logit_(target_logit) {}
+
+  // Columns are added in pairs, pairs in pairs and so on, which rounds a sum of many alike terms a
+  // few times only: pending_[i] holds the sum of a block, each twice as long as the next at least.
+  inline Sums<T> run(int64_t columns) {
+    int64_t height = 0, block = 0;
+    for (; block < columns / kLeaf; ++block) {
+      Terms<T> sum = leaf();
+      for (int64_t pairs = block; pairs & 1; pairs >>= 1) sum = pending_[--height] + sum;
+      pending_[height++] = sum;
+    }
+    Terms<T> sum = {};
+    for (int64_t c = block * kLeaf; c < columns; ++c) sum = sum + term();
+    while (height > 0) sum = pending_[--height] + sum;
+    return {maximum_.value, sum.rest, sum.exp_shift, sum.shift, maximum_.column, above_};
+  }
+
+ private:
+  static constexpr int64_t kLeaf = 4, kHeight = 7;
+  static_assert(kLeaf << (kHeight - 1) >= kTileColumns);
+
+  inline Terms<T> leaf() {
+    const Terms<T> a = term(), b = term(), c = term(), d = term();
+    return (a + b) + (c + d);
+  }
+
+  // Of the next column. The maximum's own term is left out of the rest.
+  inline Terms<T> term() {
+    const Vec<T> value = load<T>(z_), shifted = value - maximum_.value;
+    const Vec<T> exponential =
+        column_ == maximum_.column ? Vec<T>{} : exp_of_nonpositive<T>(shifted);
+    z_ += kPanel<T>;
+    column_ += T(1);
+    if (wanted & kWantedCounts) above_ += value > target_logit_ ? splat<T>(1) : Vec<T>{};
+    return {exponential,
+            wanted & kWantedEntropy ? exponential * at_least<T>(shifted, T(kFloor)) : Vec<T>{},
+            wanted & kWantedMean ? shifted : Vec<T>{}};
+  }
+
+  const T* z_;
+  const Maximum<T> maximum_;
+  const Vec<T> target_logit_;
+  Vec<T> column_ = {}, above_ = {};
+  Terms<T> pending_[kHeight];
+};
+
+template <class T, int wanted>
+void panel_statistics(int64_t columns, int64_t vectors, const T* z, const T* target_logits,
+                      int64_t first_column, int64_t merged, T* state, int64_t stride, T* own) {
   Maximum<T> maxima[kVectors];
   if (vectors == kVectors) tile_maxima<T, kVectors>(columns, z, maxima);
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t at = j * LanesOf<T>::count;
     if (vectors < kVectors) tile_maxima<T, 1>(columns, z + at, maxima + j);
-    Sums<T> sums = target == nullptr
-                       ? tile_sums<T, false>(columns, z + at, maxima[j], Vec<T>{})
-                       : tile_sums<T, true>(columns, z + at, maxima[j], load<T>(target + at));
+    const Vec<T> target_logit = target_logits == nullptr ? Vec<T>{} : load<T>(target_logits + at);
+    Sums<T> sums = TileSums<T, wanted>(z + at, maxima[j], target_logit).run(columns);
     sums.argmax += T(first_column);
     if (own != nullptr) sums.write(own + at, kPanel<T>);
     if (merged > 0)
       sums = merged_sums<T>(Sums<T>::read(state + at, stride), T(merged), sums, T(columns));
     sums.write(state + at, stride);
+  }
+}
+
+template <class T, int candidate = kWantedAll>
+void statistics(int64_t columns, int64_t vectors, const T* z, int wanted, const T* target_logits,
+                int64_t first_column, int64_t merged, T* state, int64_t stride, T* own) {
+  if constexpr (candidate >= 0) {
+    if (wanted == candidate)
+      return panel_statistics<T, candidate>(columns, vectors, z, target_logits, first_column,
+                                            merged, state, stride, own);
+    statistics<T, candidate - 1>(columns, vectors, z, wanted, target_logits, first_column, merged,
+                                 state, stride, own);
   }
 }
 

@@ -43,6 +43,7 @@ constexpr TileKernels<T> table(const char* name) {
           product_packed<T>,
           pack_transposed<T>,
           finish_logits<T>,
+          scale_shares<T>,
           statistics<T>,
           merge<T>,
           draw<T>,

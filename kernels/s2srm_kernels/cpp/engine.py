@@ -66,7 +66,8 @@ class CppEngine:
     ) -> tuple[Tensor, Tensor | None]:
         problem = _Problem(head)
         tile_lse = problem.empty(head.num_live, problem.num_tiles) if tiles else None
-        return problem.statistics(slice(None), target_logits, tile_lse), tile_lse
+        packed = problem.statistics(slice(None), wanted, target_logits, tile_lse)
+        return packed, tile_lse
 
     def sample(self, head: Head, noise: Noise | None, suppressed: Tensor | None) -> Draws:
         problem = _Problem(head)
@@ -104,7 +105,7 @@ class CppEngine:
         in_place = 0 if d_weight is None else d_weight.shape[1] // _ROW_PADDING * _ROW_PADDING
         step = _chunk_rows(problem.weight.shape[0], head.dtype, workspace_bytes)
         if in_place < head.num_live and step < _MIN_CHUNK_ROWS:
-            return self._statistics_then_gradients(problem, gradients, upstream_of)
+            return self._statistics_then_gradients(problem, gradients, upstream_of, wanted)
         parts: list[RowStatistics] = []
         logits = None
         for rows in _chunks(head.num_live, in_place, step):
@@ -112,7 +113,7 @@ class CppEngine:
                 logits = d_weight
             elif logits is None or logits is d_weight:
                 logits = problem.logits(problem.weight.shape[0], rows.stop - rows.start)
-            packed = problem.statistics(rows, None, None, logits)
+            packed = problem.statistics(rows, wanted, logits=logits)
             part = merge(packed, head)
             upstream = upstream_of(part, rows)
             assert logits is not None
@@ -122,11 +123,11 @@ class CppEngine:
         return merged, gradients.result(head)
 
     def _statistics_then_gradients(
-        self, problem: _Problem, gradients: _Gradients, upstream_of: UpstreamOf
+        self, problem: _Problem, gradients: _Gradients, upstream_of: UpstreamOf, wanted: Wanted
     ) -> tuple[RowStatistics, ThreeGradients]:
         """Four products: not even a small chunk of logits can be kept."""
         rows = slice(0, problem.head.num_live)
-        statistics = merge(problem.statistics(rows, None, None), problem.head)
+        statistics = merge(problem.statistics(rows, wanted), problem.head)
         upstream = upstream_of(statistics, rows)
         problem.gradients(rows, statistics, upstream, None, gradients, problem.span_workspace())
         return statistics, gradients.result(problem.head)
@@ -203,14 +204,17 @@ class _Problem:
     def statistics(
         self,
         rows: slice,
-        target_logits: Tensor | None,
-        tile_lse: Tensor | None,
+        wanted: Wanted,
+        target_logits: Tensor | None = None,
+        tile_lse: Tensor | None = None,
         logits: Tensor | None = None,
     ) -> Tensor:
         """(r, 7); writes tile_lse, and to `logits` those of the rows."""
         arguments = self.arguments(rows)
         packed = self.empty(self.head.rows[rows].shape[0], 7)
-        torch.ops.s2srm.cpu_statistics(*arguments, target_logits, packed, tile_lse, logits)
+        torch.ops.s2srm.cpu_statistics(
+            *(*arguments, target_logits, wanted.entropy, wanted.mean, packed, tile_lse, logits)
+        )
         return packed
 
     def buffers(self, needs: Sequence[bool], dtype: torch.dtype) -> _Gradients:
@@ -251,7 +255,8 @@ class _Problem:
         """
         entropy = statistics.entropy
         optional = (upstream.entropy, upstream.lse, upstream.mean_logprob)
-        fields = [statistics.max_logit, statistics.log_sum, entropy, upstream.logprobs]
+        fields = [statistics.max_logit, statistics.log_sum, statistics.log_sum_low, entropy]
+        fields += [upstream.logprobs]
         fields += [torch.zeros_like(entropy) if t is None else t for t in optional]
         given = sum(1 << i for i, t in enumerate(optional) if t is not None)
         torch.ops.s2srm.cpu_gradients(

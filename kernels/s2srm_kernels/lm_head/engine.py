@@ -28,6 +28,11 @@ not needed (no bias included)."""
 FLOOR = -1000.0
 
 
+def widened(rows: Tensor) -> Tensor:
+    """In float64 where the device has it: of a value for each row, which costs nothing."""
+    return rows if rows.device.type == "mps" else rows.double()
+
+
 class Packed:
     """The columns of `Engine.statistics`'s result, and their number."""
 
@@ -59,9 +64,10 @@ ALL = Wanted()
 class RowStatistics(NamedTuple):
     """(R,) each, in the compute dtype; argmax, an id of the whole vocabulary, and above int64.
 
-    log_sum is lse - max_logit; expected_shift is E_p[z - max_logit]; mean_shift is the plain mean
-    over the vocabulary of z - max_logit; above counts the logits greater than the target's, where
-    that was asked for.
+    log_sum is lse - max_logit, log_sum_low what rounding took from it; expected_shift is E_p[z -
+    max_logit]; mean_shift is the plain mean over the vocabulary of z - max_logit; above counts the
+    logits greater than the target's, where that was asked for. What is read off them is rounded
+    once.
     """
 
     max_logit: Tensor
@@ -71,26 +77,35 @@ class RowStatistics(NamedTuple):
     target_logit: Tensor
     argmax: Tensor
     above: Tensor
+    log_sum_low: Tensor
 
     @property
     def logprobs(self) -> Tensor:
         """log p(target), never above 0."""
-        return (self.target_logit - self.max_logit) - self.log_sum
+        return self.logprobs_at(self.target_logit[:, None]).squeeze(1)
+
+    def logprobs_at(self, logits: Tensor) -> Tensor:
+        """(R, K) logits of the rows -> their log p."""
+        below = widened(logits) - self.max_logit[:, None]
+        return (below - self._log_sum()[:, None]).to(self.log_sum.dtype)
 
     @property
     def entropy(self) -> Tensor:
         """-sum p log p, nats."""
-        return self.log_sum - self.expected_shift
+        return (self._log_sum() - self.expected_shift).to(self.log_sum.dtype)
 
     @property
     def lse(self) -> Tensor:
         """log sum e^z."""
-        return self.max_logit + self.log_sum
+        return (widened(self.max_logit) + self._log_sum()).to(self.log_sum.dtype)
 
     @property
     def mean_logprob(self) -> Tensor:
         """Mean over the vocabulary of log p."""
-        return self.mean_shift - self.log_sum
+        return (self.mean_shift - self._log_sum()).to(self.log_sum.dtype)
+
+    def _log_sum(self) -> Tensor:
+        return widened(self.log_sum) + self.log_sum_low
 
 
 class Upstream(NamedTuple):

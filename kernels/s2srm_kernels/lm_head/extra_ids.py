@@ -76,8 +76,7 @@ def extra_logprobs(engine: Engine, head: Head, ids: Tensor, statistics: RowStati
     if ids.numel() == 0:
         return ids.to(head.dtype)
     logits = all_reduce_max_(engine.target_logits(head, head.columns_of(ids)), head.shard)
-    shifted = logits - statistics.max_logit[:, None]
-    logprobs = (shifted - statistics.log_sum[:, None]).clamp_(max=0)
+    logprobs = statistics.logprobs_at(logits).clamp_(max=0)
     return logprobs.masked_fill_(ids == NO_ID, 0)
 
 

@@ -26,11 +26,11 @@ from s2srm_kernels.lm_head.backward import no_gradients, scale_on_host_, set_ent
 from s2srm_kernels.lm_head.engine import (
     ALL,
     FLOOR,
-    Packed,
     SKIP_COLUMNS,
     SKIP_ROWS,
     Draws,
     Entries,
+    Packed,
     RowStatistics,
     ThreeGradients,
     Upstream,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype
-from s2srm_kernels.lm_head.engine import FLOOR, Engine, RowStatistics, Wanted
+from s2srm_kernels.lm_head.engine import FLOOR, Engine, RowStatistics, Wanted, widened
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import all_gather, all_reduce_max_
 
@@ -35,11 +35,12 @@ def row_statistics(
 
 
 def residual_of(statistics: RowStatistics) -> Tensor:
-    """(R, 4) of what a backward needs: max_logit, log_sum, expected_shift, target_logit."""
+    """(R, 5) of what a backward needs."""
     return torch.stack(
         [
             statistics.max_logit,
             statistics.log_sum,
+            statistics.log_sum_low,
             statistics.expected_shift,
             statistics.target_logit,
         ],
@@ -48,15 +49,15 @@ def residual_of(statistics: RowStatistics) -> Tensor:
 
 
 def statistics_of(residual: Tensor, head: Head) -> RowStatistics:
-    """(N, 4) residual -> statistics of the live rows; zeros in the fields that it lacks."""
-    max_logit, log_sum, expected_shift, target_logit = residual[head.rows].unbind(dim=1)
+    """(N, 5) residual -> statistics of the live rows; zeros in the fields that it lacks."""
+    max_logit, log_sum, low, expected_shift, target_logit = residual[head.rows].unbind(dim=1)
     zero, none = torch.zeros_like(max_logit), torch.zeros_like(head.rows)
-    return RowStatistics(max_logit, log_sum, expected_shift, zero, target_logit, none, none)
+    return RowStatistics(max_logit, log_sum, expected_shift, zero, target_logit, none, none, low)
 
 
 def fake_residual(hidden: Tensor) -> Tensor:
     """Shape and dtype of a residual, scattered to all rows."""
-    return hidden.new_empty((hidden.shape[0], 4), dtype=compute_dtype(hidden))
+    return hidden.new_empty((hidden.shape[0], 5), dtype=compute_dtype(hidden))
 
 
 def merge(packed: Tensor, head: Head) -> RowStatistics:
@@ -87,10 +88,14 @@ def merge(packed: Tensor, head: Head) -> RowStatistics:
 
 def _unpack(packed: Tensor, head: Head) -> RowStatistics:
     max_logit, rest, sum_exp_shift, sum_shift, target_logit, argmax, above = packed.unbind(dim=1)
+    wide_rest, dtype = widened(rest), packed.dtype
+    wide_log_sum = wide_rest.log1p()
+    log_sum = wide_log_sum.to(dtype)
     return RowStatistics(
         max_logit=max_logit,
-        log_sum=rest.log1p(),
-        expected_shift=sum_exp_shift / (rest + 1),
+        log_sum=log_sum,
+        log_sum_low=(wide_log_sum - log_sum).to(dtype),
+        expected_shift=(sum_exp_shift / (wide_rest + 1)).to(dtype),
         mean_shift=sum_shift / head.shard.num_total,
         target_logit=target_logit,
         argmax=argmax.long(),

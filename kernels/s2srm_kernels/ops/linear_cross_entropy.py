@@ -209,10 +209,11 @@ def linear_cross_entropy(
     for float64 inputs). Without a live row the loss and every gradient are 0. Rows with
     ignore_index are never read. Differentiable once in hidden, weight and bias, each on its own.
 
-    workspace_bytes: bound on the temporary memory. Where a chunk of logits (and on a GPU the
-    float32 sum of the weight gradient) fits, "mean" and "sum" make their gradients in forward:
-    three products; otherwise, and always for "none", with skip_mass or a vocab_group, backward
-    makes the logits again: four. None is the backend's own bound; see kernels/README.md.
+    workspace_bytes: bound on the temporary memory. Where a chunk of logits (and on a GPU, unless
+    that holds all rows, a float32 sum of the weight gradient) fits, "mean" and "sum" make their
+    gradients in forward: three products; otherwise, and always for "none", with skip_mass or a
+    vocab_group, backward makes the logits again: four. None is the backend's own bound; see
+    kernels/README.md.
 
     skip_mass, skip_report: as in linear_logprobs; the bound there holds without label smoothing,
     and with z-loss for the sum of the two upstream gradients.

@@ -229,9 +229,9 @@ def linear_logprobs(
 
     extra_ids (..., K) int64 or int32: K more ids for each row, any of them twice or the target, -1
     for none. The result is then a LogprobsAtIds with extra_logprobs (..., K), log_softmax(z) at
-    them, 0 at -1 and in ignored rows, whose ids are never read; differentiable as the rest is. They cost
-    no further pass over the vocabulary: K dot products a row (with `triton` tiles of 128 rows and
-    as many columns; the reference makes its logits again).
+    them, 0 at -1 and in ignored rows, whose ids are never read; differentiable as the rest is. They
+    cost no further pass over the vocabulary: K dot products a row (with `triton` tiles of 128 rows
+    and as many columns; the reference makes its logits again).
 
     Four products, one forward and three backward. Memory: see kernels/README.md. A row's results
     are the same bits in any batch.
@@ -244,7 +244,8 @@ def linear_logprobs(
     vocab_group (process_group is another name of it): every rank passes the same rows and its
     contiguous slice of `weight` and `bias` in rank order (slices may differ in size); targets are
     ids of the whole vocabulary. Forward makes one all-gather of statistics (and one of the slice
-    sizes), backward all-reduces the hidden gradient. The operator is opaque to torch.compile, collectives included.
+    sizes), backward all-reduces the hidden gradient. The operator is opaque to torch.compile,
+    collectives included.
 
     ValueError: a bad shape, dtype, device, option, an `impl` that is not available, or a target
     or extra id out of range (naming the row; on CUDA the targets' check shares the operator's one

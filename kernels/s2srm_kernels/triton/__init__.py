@@ -1,9 +1,8 @@
 """The vocabulary operations in Triton: on GPUs of compute capability 8.0 and later.
 
-_tiles: a tile of logits and the monoid of statistics. _statistics, _gradients, _products: kernels.
-_configs: their shapes. _problem, _launch: from a head to a grid. _engine: the two orders of a
-backward. _variants: everything that can be launched, which compile_checks
-compiles without a GPU.
+tiles: a tile of logits and the monoid of statistics. forward, backward, sample: kernels. configs:
+their shapes. problem, launch: from a head to a grid. engine: the orders of a loss with its
+gradients. benchmarks/resources compiles everything that can be launched without a GPU.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, the kernels run on CPU tensors
 in Triton's interpreter: for tests, in float16, float32 and float64.

@@ -2,7 +2,8 @@
 
 What is here fixes the order of summation of every logit, so a row has the same bits in any batch.
 Nothing is tuned at run time. The shapes follow the sizes of the chips' matrix instructions, shared
-memory and registers; `_variants` lists what can be chosen, for a compiler to check.
+memory and registers. `group` and `num_stages` change no bit, `split_columns` the order in which
+partial sums are merged: benchmarks/gpu/sweep.py times candidates of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _POINTERS_ONLY = {("stored_statistics", "sm_100")}
 class Tile:
     """Shape of a tile of logits and how to launch its kernel.
 
-    parts: pieces in which the statistics take a tile, so that the registers hold them. group: row
+    parts: pieces in which an epilogue takes a tile, and what one store holds. group: row
     blocks that walk over the same columns at the same time. descriptors: copies of 16-bit blocks go
     through tensor descriptors.
     """

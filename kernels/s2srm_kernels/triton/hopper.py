@@ -21,7 +21,7 @@ of 128 x 128 asks for 64 bytes a cycle of the L2 cache where one of 128 x 256 as
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportOptionalOperand=false, reportCallIssue=false, reportUndefinedVariable=false
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportAssignmentType=false
 # ruff: noqa: F821
 from typing import Any
 

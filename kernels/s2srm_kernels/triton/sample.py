@@ -4,10 +4,9 @@ Logits have the bits of the other kernels (see tiles), and the noise those of lm
 program takes one block of rows and one split of the columns, as in forward; the splits' winners are
 compared on the host's side.
 
-Left out: the statistics of the same pass. Theirs leave the target out of every sum before the
-exponentials, and the target is what this kernel looks for: the logprob of a draw takes a second
-pass. And four ids sharing a counter's words: each makes its own, which a head read from memory for
-a few rows hides, and any slice of the vocabulary may begin anywhere.
+Left out: the statistics of the same pass, though they need no target: the logprob of a draw takes
+a second pass. And four ids sharing a counter's words: each makes its own, which a head read from
+memory for a few rows hides, and any slice of the vocabulary may begin anywhere.
 """
 
 # A kernel is written in Triton's language, which a checker of Python does not know.
