@@ -9,6 +9,7 @@ from torch.library import opcheck
 import s2srm_kernels as kernels
 from s2srm_kernels import dispatch
 from s2srm_kernels.dispatch import _without_autocast
+from s2srm_kernels.lm_head.statistics import fake_residual
 from s2srm_kernels.options import pack_options
 from tests.kernels import naive
 
@@ -31,7 +32,10 @@ def samples(grad):
     clip |= {"kl_coef": 0.1, "entropy_coef": 0.1}
     unclipped = {**clip, "dual_clip": None, "max_log_ratio": None, "entropy_coef": 0.0}
     rows = torch.linspace(-1, 1, 9)
-    left = {"residual": torch.ones(9, 4), "live": torch.zeros(0, 0, dtype=torch.bool)}
+    left = {
+        "residual": torch.ones_like(fake_residual(target.float())),
+        "live": torch.zeros(0, 0, dtype=torch.bool),
+    }
     seeds, extra = torch.arange(9), torch.stack([target.clamp(min=0), target * 0 - 1], dim=1)
 
     draw = {"seeds": seeds, "positions": seeds}
@@ -56,11 +60,12 @@ def samples(grad):
         return {**given, **of_ids, **left}
 
     def cross_entropy(row_weight, reduction, skips=False, workspace=None, made=grad):
-        made = {"workspace_bytes": workspace, "in_forward": made}
+        made = {"workspace_bytes": workspace, "in_forward": made, "owned": False}
         return {"row_weight": row_weight, "reduction": reduction, "skips": skips, **made}
 
     def ppo(ref, row_weight, normalizer, cu_seqlens=None, entropy=True, made=grad):
-        made = {"workspace_bytes": None, "in_forward": made, "entropy_gradient": entropy}
+        made = {"workspace_bytes": None, "in_forward": made, "owned": False}
+        made["entropy_gradient"] = entropy
         given = {"ref_logprobs": ref, "row_weight": row_weight, "normalizer": normalizer}
         given |= {"old_logprobs": rows, "advantages": rows, "cu_seqlens": cu_seqlens}
         return {**given, **made, "with_entropy": entropy}

@@ -52,8 +52,9 @@ def _refuse(impl: str, ctx: Any, *grads: Tensor | None) -> NoReturn:
 define(_NAME, schema_of(_reference), _fake, reference=_reference, backward=_refuse)
 
 
-def save_gradients(ctx: Any, inputs: Inputs, gradients: ThreeGradients) -> None:
-    """Keep what `scale_gradients` takes."""
+def save_gradients(ctx: Any, inputs: Inputs, gradients: ThreeGradients, owned: bool) -> None:
+    """Keep what `scale_gradients` takes. owned: nobody else has these gradients."""
+    ctx.owned = owned
     save_values(ctx, *gradients, inputs.hidden, inputs.weight, inputs.bias)
 
 
@@ -61,7 +62,7 @@ def scale_gradients(impl: str, ctx: Any, grad_loss: Tensor) -> ThreeGradients:
     """grad_loss times what `save_gradients` kept, in the inputs' dtype."""
     d_hidden, d_weight, d_bias, *inputs = saved_values(ctx)
     gradients = (d_hidden, d_weight, d_bias)
-    if d_hidden.dtype == inputs[0].dtype and _is_last(grad_loss):
+    if ctx.owned and d_hidden.dtype == inputs[0].dtype and _is_last(grad_loss):
         engine_of(impl).scale_(gradients, grad_loss)
         return gradients
     return operator(_NAME, "reference")(grad_loss, *gradients, *inputs)

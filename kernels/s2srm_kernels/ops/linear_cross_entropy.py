@@ -51,13 +51,15 @@ _OPTIONS = ("label_smoothing", "z_loss", "skip_mass")
 
 
 class _Arguments(NamedTuple):
-    """in_forward: the gradients are made too; without, only what a backward of its own needs."""
+    """in_forward: the gradients are made too; without, only what a backward of its own needs.
+    owned: the caller keeps none of the made gradients, so that backward may write to them."""
 
     row_weight: Tensor | None
     reduction: str
     skips: bool
     workspace_bytes: int | None
     in_forward: bool
+    owned: bool
 
 
 class _Results(NamedTuple):
@@ -155,7 +157,8 @@ def _save(ctx: Any, inputs: Inputs, own: _Arguments, results: _Results) -> None:
     ctx.mark_non_differentiable(*results[1:])
     ctx.gradients_made = own.in_forward
     if own.in_forward:
-        save_gradients(ctx, inputs, (results.d_hidden, results.d_weight, results.d_bias))
+        gradients = (results.d_hidden, results.d_weight, results.d_bias)
+        save_gradients(ctx, inputs, gradients, own.owned)
     else:
         kept = (own.row_weight, results.residual, results.live, own.reduction)
         save_values(ctx, *kept, *inputs)
@@ -247,7 +250,7 @@ def linear_cross_entropy(
     skips = may_be_nonzero(skip_mass)
     in_forward = reduction != "none" and not skips
     in_forward = in_forward and made_in_forward(call.impl, call.inputs, workspace_bytes)
-    own = _Arguments(weights, reduction, skips, workspace_bytes, in_forward)
+    own = _Arguments(weights, reduction, skips, workspace_bytes, in_forward, owned=True)
     results = _run(call.impl, call.inputs, own)
     if skip_report is not None:
         skip_report.mass = call.shaped(results.skipped)

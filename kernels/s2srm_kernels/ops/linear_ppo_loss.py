@@ -80,7 +80,7 @@ class PPOLoss(NamedTuple):
 
 class _Arguments(NamedTuple):
     """cu_seqlens: given where a ratio is a sequence's. entropy_gradient: entropy_coef may be other
-    than 0. in_forward: the gradients are made too."""
+    than 0. in_forward and owned: as in linear_cross_entropy."""
 
     old_logprobs: Tensor
     advantages: Tensor
@@ -92,6 +92,7 @@ class _Arguments(NamedTuple):
     entropy_gradient: bool
     workspace_bytes: int | None
     in_forward: bool
+    owned: bool
 
 
 class _Results(NamedTuple):
@@ -214,7 +215,8 @@ def _save(ctx: Any, inputs: Inputs, own: _Arguments, results: _Results) -> None:
     ctx.mark_non_differentiable(*results[1:])
     ctx.gradients_made = own.in_forward
     if own.in_forward:
-        save_gradients(ctx, inputs, (results.d_hidden, results.d_weight, results.d_bias))
+        gradients = (results.d_hidden, results.d_weight, results.d_bias)
+        save_gradients(ctx, inputs, gradients, own.owned)
     else:
         save_values(ctx, own.entropy_gradient, results.residual, results.upstream, *inputs)
 
@@ -358,7 +360,7 @@ def linear_ppo_loss(
         *(old, advantage, call.optional_rows("ref_logprobs", ref_logprobs)),
         call.optional_rows("row_weight", row_weight, may_require_grad=False),
         *(_normalizer_tensor(normalizer), cu_seqlens, with_entropy, entropy_gradient),
-        *(workspace_bytes, in_forward),
+        *(workspace_bytes, in_forward, True),
     )
     results = _run(call.impl, call.inputs, own)
     metrics = PPOMetrics(*results.metrics.detach().unbind())
