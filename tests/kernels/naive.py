@@ -82,26 +82,51 @@ def ppo_loss(
     entropy_coef=0.0,
     normalizer=None,
     max_log_ratio=math.inf,
+    row_weight=None,
+    dual_clip=None,
+    cu_seqlens=None,
     **head,
 ):
-    """(loss, the seven metrics)."""
+    """(loss, the seven metrics). With cu_seqlens the ratios are those of sequences."""
     live = target != -100
     logp, entropy, _ = (t[live] for t in logprobs(hidden, weight, target, **head))
     old, advantage = old_logprobs[live], advantages[live]
     far = [logp - old, (old if ref_logprobs is None else ref_logprobs[live]) - logp]
+    if cu_seqlens is not None:
+        far[0] = sequence_means(far[0], live, cu_seqlens)
     near = [difference.clamp(-max_log_ratio, max_log_ratio) for difference in far]
     ratio, d = near[0].exp(), near[1]
     unclipped = ratio * advantage
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    low = -math.inf if clip_low is None else 1 - clip_low
+    clipped = ratio.clamp(low, math.inf if clip_high is None else 1 + clip_high) * advantage
     k3 = d.exp() - 1 - d
-    rows = -torch.minimum(unclipped, clipped) - entropy_coef * entropy
+    objective, clips = torch.minimum(unclipped, clipped), clipped < unclipped
+    if dual_clip is not None:
+        lowest = torch.where(advantage < 0, dual_clip * advantage, -math.inf)
+        clips = clips | (lowest > objective)
+        objective = torch.maximum(objective, lowest)
+    rows = -objective - entropy_coef * entropy
     if kl_coef:
         rows = rows + kl_coef * k3
+    if row_weight is not None:
+        rows = rows * row_weight[live]
     loss = rows.sum() / (live.sum() if normalizer is None else normalizer)
-    clip_fraction = (clipped < unclipped).to(logp.dtype).mean()
+    clip_fraction = clips.to(logp.dtype).mean()
     bounded = (far[0] != near[0]) | (far[1] != near[1])
     means = (clip_fraction, -d.mean(), k3.mean(), entropy.mean(), ratio.mean())
     return loss, (*means, ratio.max(), bounded.to(logp.dtype).mean())
+
+
+def sequence_means(values, live, cu_seqlens):
+    """Of (R,) values of the live rows: the mean over its sequence's, at each of them."""
+    means = torch.zeros_like(values)
+    first = 0
+    for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        last = first + int(live[start:end].sum())
+        if last > first:
+            means[first:last] = values[first:last].mean()
+        first = last
+    return means
 
 
 def token_rewards(response, agree, cu_seqlens, positive=1.0, negative=1.0, match=0.0):
