@@ -47,7 +47,7 @@ def test_it_serves_a_plain_head_on_sm_90():
         {"family": "sm_100"},
         {"aligned": False},
         {"num_columns": 32001},
-        {"bias": object()},
+        {"bias": "one"},
         {"softcap": 30.0},
         {"temperature": 0.7},
     ],
