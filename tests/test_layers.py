@@ -118,6 +118,48 @@ def test_trainer_imports_downwards(module, path):
             assert other == prefix or other_height < height, f"{module} imports {name}"
 
 
+def kernel_layer(module: str) -> tuple[int, str]:
+    """(height, name) of a module of s2srm_kernels; backends and operations do not meet."""
+    name = module.removeprefix("s2srm_kernels").lstrip(".")
+    if not name:
+        return 3, "package"
+    for backend in ("cpp", "triton", "lm_head.reference"):
+        if name == backend or name.startswith(f"{backend}."):
+            return 2, backend
+    folder = name.split(".")[0]
+    return {"ops": 2, "lm_head": 1}.get(folder, 0), folder if folder in ("ops", "lm_head") else ""
+
+
+def kernel_imports() -> dict[str, set[str]]:
+    """module -> the modules of s2srm_kernels that it imports anywhere."""
+    names = {module for module, _ in KERNELS}
+    found: dict[str, set[str]] = {}
+    for module, path in KERNELS:
+        found[module] = set()
+        for name in imports(path):
+            while name and name not in names:
+                name = name.rpartition(".")[0]
+            # Of `from s2srm_kernels.triton import launch` the package is not what is meant.
+            if name and name != module and not module.startswith(f"{name}."):
+                found[module].add(name)
+    return found
+
+
+@pytest.mark.parametrize("module", [m for m, _ in KERNELS])
+def test_kernels_import_downwards(module):
+    height, layer_name = kernel_layer(module)
+    for name in kernel_imports()[module]:
+        other, other_name = kernel_layer(name)
+        assert other < height or other_name == layer_name, f"{module} imports {name}"
+
+
+def test_kernels_import_in_no_circle():
+    waiting = kernel_imports()
+    while free := {module for module, needed in waiting.items() if not needed & waiting.keys()}:
+        waiting = {module: needed for module, needed in waiting.items() if module not in free}
+    assert not waiting, f"a circle among {sorted(waiting)}"
+
+
 @pytest.mark.parametrize(("module", "path"), KERNELS, ids=[m for m, _ in KERNELS])
 def test_kernels_know_torch_only(module, path):
     for name in imports(path):
