@@ -16,7 +16,7 @@ from s2srm_kernels.triton.engine import TritonEngine
 
 FAMILIES = (configs.INTERPRETER, "sm_80", "sm_90", "sm_100")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-KERNELS = ("statistics", "stored_statistics", "gradients")
+KERNELS = ("statistics", "stored_statistics", "gradients", "sample")
 
 
 @pytest.mark.parametrize(("family", "dtype"), list(itertools.product(FAMILIES, DTYPES)), ids=str)

@@ -55,14 +55,20 @@ def has_descriptors(kernel: str, family: str) -> bool:
 
 
 def logits_tile(kernel: str, family: str, dtype: torch.dtype, descriptors: bool) -> Tile:
-    """The tile of a kernel that makes logits: "statistics", "stored_statistics", "gradients".
+    """The tile of a kernel that makes logits.
 
+    kernel: "statistics", "stored_statistics", "gradients" or "sample".
     block_k, which fixes the order of summation, depends on family and dtype alone.
     """
     if family == INTERPRETER:
         return Tile(128, 128, 32, 2, 4, 1, group=2, descriptors=descriptors)
     if dtype == torch.float64:
         return Tile(64, 64, 16, 4, 8, 2)
+    if kernel == "sample" and dtype.itemsize == 2:
+        # The noise of 16 columns takes the registers that a wider tile's products would.
+        if family == "sm_80":
+            return Tile(128, 64, 32, 4, 8, 4)
+        return Tile(128, 128, 64, 8, 8, 3, descriptors=descriptors)
     if dtype == torch.float32:
         return Tile(64, 64, 16, 1, 8, 2)
     if family == "sm_80":

@@ -395,6 +395,7 @@ def set_targets(problem: Problem, rows: slice, values: Tensor, matrix: Tensor) -
         matrix.stride(0),
         BLOCK_R=SET_ROWS,
         num_warps=4,
+        **OPTIONS,
     )
 
 
@@ -410,6 +411,7 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
         BLOCK=SCALE_BLOCK,
         NUM_PROGRAMS=programs,
         num_warps=SCALE_WARPS,
+        **OPTIONS,
     )
 
 
