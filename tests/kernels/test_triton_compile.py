@@ -45,7 +45,7 @@ def test_the_representatives_keep_their_limits_and_are_as_recorded():
     done = run("-m", "benchmarks.resources.compile_checks", "--compare", str(TABLE))
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     recorded, _ = read_table(TABLE)
-    assert f"\n{len(recorded)} variants in " in done.stdout
+    assert f"\n{len(recorded)} variants with " in done.stdout
 
 
 @pytest.fixture(scope="module")
