@@ -16,13 +16,13 @@ from s2srm_kernels.triton.engine import TritonEngine
 
 FAMILIES = (configs.INTERPRETER, "sm_80", "sm_90", "sm_100")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-KERNELS = ("statistics", "stored_statistics", "gradients")
+KERNELS = ("statistics", "stored_statistics", "stored_sums", "gradients", "sample")
 
 
 @pytest.mark.parametrize(("family", "dtype"), list(itertools.product(FAMILIES, DTYPES)), ids=str)
 def test_tiles_fit_the_blocks_and_each_other(family, dtype):
-    for path in (False, True):
-        tiles = [configs.logits_tile(kernel, family, dtype, path) for kernel in KERNELS]
+    for path, plain in itertools.product((False, True), repeat=2):
+        tiles = [configs.logits_tile(kernel, family, dtype, path, plain) for kernel in KERNELS]
         # One order of summation in every kernel.
         assert len({tile.block_k for tile in tiles}) == 1
         for tile in tiles:
@@ -30,7 +30,7 @@ def test_tiles_fit_the_blocks_and_each_other(family, dtype):
             assert SKIP_COLUMNS % tile.block_n == 0
             assert tile.block_n // tile.parts >= 16
         # Blocks of rows that one kernel finds are made again by another.
-        assert tiles[0].block_m == tiles[1].block_m
+        assert len({tile.block_m for tile in tiles[:3]}) == 1
 
 
 @pytest.mark.parametrize("num_columns", [1, 300, 32000, 49152, 128256, 151936, 262144, 10**6])

@@ -150,7 +150,7 @@ class TritonEngine:
         parts: list[RowStatistics] = []
         with problem.on_device():
             targets = launch.target_logits(problem)
-            buffers = Storage.allocate(problem, min(step, problem.num_rows), fixed=one_pass)
+            buffers = Storage.allocate(problem, min(step, problem.num_rows), one_pass, wanted)
             for start in range(0, problem.num_rows, step):
                 rows = slice(start, min(start + step, problem.num_rows))
                 storage = buffers.rows(rows.stop - rows.start)

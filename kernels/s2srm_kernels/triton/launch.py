@@ -55,26 +55,27 @@ class Storage(NamedTuple):
     """What the statistics store for the gradients of the same rows.
 
     exponentials (r, V): e^(z - reference) * scale in the inputs' dtype. references: of each row and
-    `width` columns (tiles, r), or of each row (r,).
+    each of the storing kernel's tiles of columns (tiles, r), or of each row (r,).
     """
 
     exponentials: Tensor
     references: Tensor
-    width: int
+    tile: Tile
     scale: float
 
     @classmethod
-    def allocate(cls, problem: Problem, num_rows: int, fixed: bool) -> Storage:
+    def allocate(cls, problem: Problem, num_rows: int, fixed: bool, wanted: Wanted) -> Storage:
         """Uninitialised buffers; the rows of `exponentials` begin at multiples of 256 entries."""
-        width = problem.tile("stored_statistics").block_n
+        sums = wanted.entropy or wanted.mean
+        tile = problem.tile("stored_sums" if sums else "stored_statistics")
         exponentials = problem.hidden.new_empty(num_rows, storage_stride(problem.num_columns))[
             :, : problem.num_columns
         ]
-        num_tiles = -(-problem.num_columns // width)
+        num_tiles = -(-problem.num_columns // tile.block_n)
         references = problem.empty(*(() if fixed else (num_tiles,)), num_rows)
         # float16 ends at 65504: small exponentials are moved up from the subnormals.
         scale = 2.0**15 if problem.hidden.dtype == torch.float16 else 1.0
-        return cls(exponentials, references, width, scale)
+        return cls(exponentials, references, tile, scale)
 
     def rows(self, count: int) -> Storage:
         """The same for the first `count` rows alone."""
@@ -121,7 +122,7 @@ def statistics(
     tile_lse (tiles of block_n columns, r) and storage are filled where given. active: see
     statistics_kernel; in other blocks of rows the result is unset.
     """
-    tile = problem.tile("statistics" if storage is None else "stored_statistics")
+    tile = problem.tile("statistics") if storage is None else storage.tile
     num_rows, num_columns = targets.shape[0], problem.num_columns
     fields = {"ARGMAX": wanted.maximum, "COUNT": count}
     fields |= {"ENTROPY": wanted.entropy, "MEAN": wanted.mean}
@@ -161,7 +162,7 @@ def exponentials(
     others in its block. Returns (r, 7) packed statistics whose field 0 is the reference; entropy:
     field 2 is made too.
     """
-    tile = problem.tile("stored_statistics")
+    tile = storage.tile
     num_rows = targets.shape[0]
     storage.references.copy_(targets)
     far = torch.empty(num_rows, dtype=torch.int8, device=targets.device)
@@ -375,7 +376,7 @@ def stored_gradients(
         stored_stride=storage.exponentials.stride(0),
         LOG_STORE_SCALE=math.log(storage.scale),
         BLOCK_R=STORED_ROWS,
-        WIDTH=storage.width,
+        WIDTH=storage.tile.block_n,
         num_warps=STORED_WARPS,
         **coefficients.arguments(problem),
         **OPTIONS,
@@ -395,6 +396,7 @@ def set_targets(problem: Problem, rows: slice, values: Tensor, matrix: Tensor) -
         matrix.stride(0),
         BLOCK_R=SET_ROWS,
         num_warps=4,
+        **OPTIONS,
     )
 
 
@@ -410,6 +412,7 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
         BLOCK=SCALE_BLOCK,
         NUM_PROGRAMS=programs,
         num_warps=SCALE_WARPS,
+        **OPTIONS,
     )
 
 

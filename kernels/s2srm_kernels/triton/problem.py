@@ -66,7 +66,9 @@ class Problem:
     def tile(self, kernel: str, descriptors: bool = True) -> Tile:
         """The kernel's tile; descriptors: where they fit."""
         descriptors &= self.aligned and configs.has_descriptors(kernel, self.family)
-        return configs.logits_tile(kernel, self.family, self.hidden.dtype, descriptors)
+        head = self.head
+        plain = head.bias is None and head.softcap is None and head.temperature == 1.0
+        return configs.logits_tile(kernel, self.family, self.hidden.dtype, descriptors, plain)
 
     def operands(
         self, tile: Tile, rows: slice, columns: slice, pointers: bool = False

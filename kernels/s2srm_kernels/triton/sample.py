@@ -22,14 +22,7 @@ from torch import Tensor
 from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.triton import configs
 from s2srm_kernels.triton.problem import Problem
-from s2srm_kernels.triton.tiles import (
-    column_of,
-    dot_tile,
-    finish_logits,
-    highest_of,
-    locate,
-    split_tile,
-)
+from s2srm_kernels.triton.tiles import NO_COLUMN, dot_tile, finish_logits, locate, split_tile
 
 
 @triton.jit
@@ -154,25 +147,38 @@ def sample_kernel(
             )
             parts = split_tile(products, BLOCK_M, BLOCK_N, PARTS)
             remaining = num_columns - first_column
-            perturbed = ()
+            highest = tl.full((BLOCK_M, width), float("-inf"), ACCUMULATOR)
+            place = tl.zeros((BLOCK_M, width), dtype=tl.int32)
             for i in tl.static_range(PARTS):
-                columns = first_column + tl.minimum(i * width + lane, remaining - 1)
-                z = finish_logits(
-                    parts[i], bias, columns, softcap, temperature, HAS_BIAS, CAPPED, SCALED, FAST
-                )
-                if NOISY:
-                    keys = tl.load(seeds + within)[:, None], tl.load(positions + within)[:, None]
-                    ids = columns.to(tl.int64)[None, :] + first_id
-                    z += gumbel(keys[0], keys[1], ids).to(z.dtype)
-                drawn = i * width + lane < remaining
-                if SUPPRESSES:
-                    drawn = drawn & (tl.load(suppressed + columns) == 0)
-                if SUPPRESSES or not EVEN_N:
-                    z = tl.where(drawn[None, :], z, float("-inf"))
-                perturbed += (z,)
-            highest = highest_of(perturbed, PARTS)
+                # A branch, taken but at the end of the vocabulary: without it the compiler makes
+                # the noise of all parts at once, which needs more registers than there are.
+                if i * width < remaining:
+                    columns = first_column + tl.minimum(i * width + lane, remaining - 1)
+                    z = finish_logits(
+                        parts[i],
+                        bias,
+                        columns,
+                        softcap,
+                        temperature,
+                        HAS_BIAS,
+                        CAPPED,
+                        SCALED,
+                        FAST,
+                    )
+                    if NOISY:
+                        seed, position = tl.load(seeds + within), tl.load(positions + within)
+                        ids = columns.to(tl.int64)[None, :] + first_id
+                        z += gumbel(seed[:, None], position[:, None], ids).to(z.dtype)
+                    drawn = i * width + lane < remaining
+                    if SUPPRESSES:
+                        drawn = drawn & (tl.load(suppressed + columns) == 0)
+                    if SUPPRESSES or not EVEN_N:
+                        z = tl.where(drawn[None, :], z, float("-inf"))
+                    place = tl.where(z > highest, i * width, place)
+                    highest = tl.maximum(highest, z)
             top = tl.max(highest, axis=1)
-            found = column_of(perturbed, highest, top, PARTS, width)
+            found = tl.where(highest == top[:, None], place + lane[None, :], NO_COLUMN)
+            found = tl.min(found, axis=1)
             column = tl.where(top > largest, first_column + found, column)
             largest = tl.maximum(largest, top)
         place = split * num_rows.to(tl.int64) + rows
@@ -182,7 +188,7 @@ def sample_kernel(
 
 def draw(problem: Problem, noise: Noise | None, suppressed: Tensor | None) -> tuple[Tensor, Tensor]:
     """(R,) largest perturbed logits, and their columns, int64; of equal ones the lowest."""
-    tile = problem.tile("statistics")
+    tile = problem.tile("sample")
     num_rows, num_columns = problem.num_rows, problem.num_columns
     split_columns = configs.split_columns(num_columns)
     num_splits, num_row_blocks = -(-num_columns // split_columns), -(-num_rows // tile.block_m)
