@@ -149,7 +149,7 @@ class _Waits(TorchDispatchMode):
 
 @every
 @pytest.mark.parametrize("ignored", [0.0, 0.4])
-def test_a_known_number_of_live_rows_waits_for_nothing(op, ignored, monkeypatch):
+def test_a_known_number_of_live_rows_waits_for_nothing(op, ignored, backend, monkeypatch):
     """A CUDA graph could hold the call: nothing is read but options, which lie on the CPU."""
     hidden, weight, bias, target = naive.make(40, 5, 11, ignored=ignored)
     num_live = int((target != -100).sum())
@@ -171,8 +171,9 @@ def test_a_known_number_of_live_rows_waits_for_nothing(op, ignored, monkeypatch)
     if op is not kernels.linear_token_stats:
         with _Waits() as backward:
             sum(o.sum() for o in outputs).backward()
-        # Of a loss whose gradients are made: its factor, where that lies on the CPU.
-        assert backward.seen == ["_local_scalar_dense"] * (op in (_loss, _ppo))
+        # Of a loss whose gradients are made: its factor, by the backends to which that is free.
+        looks = op in (_loss, _ppo) and backend != "triton"
+        assert backward.seen == ["_local_scalar_dense"] * looks
     assert not read
 
 

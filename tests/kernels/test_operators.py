@@ -403,3 +403,23 @@ def test_compiled_with_a_process_group():
         torch.testing.assert_close(naive.grads([ours], inputs), naive.grads([theirs], inputs))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_with_main_grad_leading_dimensions_and_ratios_of_sequences():
+    hidden, weight, _, target = naive.make(12, 5, 13, bias=False)
+    rows, cu = torch.linspace(-3, -1, 12, dtype=torch.float64).view(3, 4), torch.tensor([0, 5, 12])
+
+    def loss(h, w, main_grad):
+        return kernels.linear_ppo_loss(
+            *(h.view(3, 4, 5), w, target.view(3, 4), rows, rows + 2),
+            **{"ratio_level": "sequence", "cu_seqlens": cu, "row_weight": -rows},
+            **{"dual_clip": 2.0, "with_entropy": False, "main_grad": main_grad},
+        ).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours, theirs = torch.zeros_like(weight), torch.zeros_like(weight)
+    for function, buffer in ((compiled, ours), (loss, theirs)):
+        function(hidden, weight, buffer).backward()
+    assert theirs.any() and weight.grad is None
+    torch.testing.assert_close(ours, theirs)

@@ -18,6 +18,9 @@ from s2srm_kernels.lm_head.engine import FLOOR, Engine, RowStatistics, Wanted, w
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.shards import all_gather, all_reduce_max_
 
+# The fields that a backward needs, kept between the two.
+_RESIDUAL = ("max_logit", "log_sum", "log_sum_low", "expected_shift", "target_logit")
+
 
 def row_statistics(
     engine: Engine, head: Head, wanted: Wanted, *, rank: bool = False, tiles: bool = False
@@ -35,29 +38,21 @@ def row_statistics(
 
 
 def residual_of(statistics: RowStatistics) -> Tensor:
-    """(R, 5) of what a backward needs."""
-    return torch.stack(
-        [
-            statistics.max_logit,
-            statistics.log_sum,
-            statistics.log_sum_low,
-            statistics.expected_shift,
-            statistics.target_logit,
-        ],
-        dim=1,
-    )
+    """(R, len(_RESIDUAL)) of what a backward needs."""
+    return torch.stack([getattr(statistics, field) for field in _RESIDUAL], dim=1)
 
 
 def statistics_of(residual: Tensor, head: Head) -> RowStatistics:
-    """(N, 5) residual -> statistics of the live rows; zeros in the fields that it lacks."""
-    max_logit, log_sum, low, expected_shift, target_logit = residual[head.rows].unbind(dim=1)
-    zero, none = torch.zeros_like(max_logit), torch.zeros_like(head.rows)
-    return RowStatistics(max_logit, log_sum, expected_shift, zero, target_logit, none, none, low)
+    """(N, ...) residual -> statistics of the live rows; zeros in the fields that it lacks."""
+    zero = torch.zeros(head.num_live, dtype=head.dtype, device=head.rows.device)
+    lacking = RowStatistics(*(zero for _ in RowStatistics._fields))
+    fields = dict(zip(_RESIDUAL, residual[head.rows].unbind(dim=1), strict=True))
+    return lacking._replace(argmax=zero.long(), above=zero.long(), **fields)
 
 
 def fake_residual(hidden: Tensor) -> Tensor:
     """Shape and dtype of a residual, scattered to all rows."""
-    return hidden.new_empty((hidden.shape[0], 5), dtype=compute_dtype(hidden))
+    return hidden.new_empty((hidden.shape[0], len(_RESIDUAL)), dtype=compute_dtype(hidden))
 
 
 def merge(packed: Tensor, head: Head) -> RowStatistics:
