@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-import torch.distributed as dist
 from tiny_models import tiny_model
 from torch import nn
 
@@ -19,14 +18,6 @@ from s2srm.packing import Packed, Segment, pack
 
 ADAMW = OptimConfig(lr=1e-2, schedule="constant")
 BATCH = pack([Segment([3, 4, 5, 6], 1), Segment([9, 8, 7], 2)])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_group_is_left() -> Iterator[None]:
-    """DeepSpeed joins a process group, in which this process would be rank 0 for later tests."""
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def test_views_share_what_comes_back() -> None:
