@@ -38,7 +38,7 @@ def product(size: int, dtype: torch.dtype, device: torch.device, sums: bool = Fa
 
 
 def _adds_mixed(device: torch.device, dtype: torch.dtype) -> bool:
-    from s2srm_kernels.triton.engine import adds_mixed
+    from s2srm_kernels.triton.products import adds_mixed
 
     return adds_mixed(device, dtype)
 

@@ -87,7 +87,7 @@ def float32_sum(device: torch.device) -> Figures:
     """
     if device.type != "cuda":
         raise NotRun("torch has it on a GPU alone")
-    from s2srm_kernels.triton.engine import adds_mixed
+    from s2srm_kernels.triton.products import adds_mixed
 
     generator = torch.Generator(device).manual_seed(0)
     left, right = (

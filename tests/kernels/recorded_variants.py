@@ -9,7 +9,7 @@ from unittest.mock import patch
 from triton.runtime.jit import JITFunction
 
 from benchmarks.resources import variants
-from s2srm_kernels.triton import backward, forward, hopper, sample
+from s2srm_kernels.triton import backward, forward, hopper, merge, sample
 
 
 def _kernels():

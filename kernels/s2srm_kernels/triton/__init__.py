@@ -1,8 +1,9 @@
 """The vocabulary operations in Triton: on GPUs of compute capability 8.0 and later.
 
-tiles: a tile of logits and the monoid of statistics. forward, backward, sample: kernels. configs:
-their shapes. problem, launch: from a head to a grid. engine: the orders of a loss with its
-gradients. benchmarks/resources compiles everything that can be launched without a GPU.
+tiles: a tile of logits and the monoid of statistics. forward, merge, backward, sample, hopper:
+kernels. configs: their shapes. problem, launch, launch_backward: from a head to a grid. engine: the
+orders of a loss with its gradients; stored_order: the one that stores exponentials; products: dense
+ones. benchmarks/resources compiles everything that can be launched without a GPU.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, the kernels run on CPU tensors
 in Triton's interpreter: for tests, in float16, float32 and float64.

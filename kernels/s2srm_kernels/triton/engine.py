@@ -28,20 +28,17 @@ loads at an uneven stride cost more than a dense product saves), and a search fo
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from s2srm_kernels.checks import compute_dtype, kept_dtype
-from s2srm_kernels.lm_head.backward import no_gradients, set_entries_
+from s2srm_kernels.lm_head.backward import set_entries_
 from s2srm_kernels.lm_head.engine import (
     ALL,
-    FLOOR,
     SKIP_COLUMNS,
     SKIP_ROWS,
     Draws,
@@ -55,10 +52,12 @@ from s2srm_kernels.lm_head.engine import (
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.noise import Noise
 from s2srm_kernels.lm_head.statistics import merge
-from s2srm_kernels.triton import launch
-from s2srm_kernels.triton.launch import Coefficients, Storage
+from s2srm_kernels.triton import launch, launch_backward
+from s2srm_kernels.triton.launch import Storage
 from s2srm_kernels.triton.problem import Problem
+from s2srm_kernels.triton.products import product_into
 from s2srm_kernels.triton.sample import draw
+from s2srm_kernels.triton.stored_order import Sums, in_one_pass, in_two_passes, row_coefficients
 
 # Bound on a chunk of stored exponentials, and the sum of the weight's gradient where one chunk does
 # not hold all rows, if the caller gives none: all of 8192 rows at V = 262144 in 16 bits.
@@ -68,8 +67,6 @@ MIN_CHUNK_ROWS = 2048
 # What may be stored relative to the target's logit: as wide as the exponentials of float32, and too
 # coarse to feel the digits that a distant reference costs.
 ONE_PASS_DTYPES = {torch.bfloat16}
-# Rows of a float32 sum that are made apart where a product cannot be added to it.
-_ADDED_ROWS = 16384
 # Bound on a chunk of logit gradients where the logits are made again.
 GRADIENT_CHUNK_BYTES = 256 * 2**20
 MIN_CHUNK_COLUMNS = 2048
@@ -145,8 +142,8 @@ class TritonEngine:
         )
         if step == 0 or not (one_pass or _keeps_logits(head)):
             return _statistics_then_gradients(problem, upstream_of, needs, wanted)
-        make = _in_one_pass if one_pass else _in_two_passes
-        sums = _Sums(problem, needs, step)
+        make = in_one_pass if one_pass else in_two_passes
+        sums = Sums(problem, needs, step)
         parts: list[RowStatistics] = []
         with problem.on_device():
             targets = launch.target_logits(problem)
@@ -177,118 +174,7 @@ class TritonEngine:
         for gradient in gradients:
             if gradient.numel():
                 with torch.cuda.device(gradient.device) if gradient.is_cuda else nullcontext():
-                    launch.scale_(gradient, factor)
-
-
-def row_coefficients(head: Head, statistics: RowStatistics, upstream: Upstream) -> Coefficients:
-    """(6, R) max, log_sum, a, b, c and the target's entry of every row's dz (see backward).
-
-    A target on another rank has an entry too, which no column asks for.
-    """
-    target_logp = statistics.logprobs
-    others = torch.zeros_like(upstream.logprobs)
-    constant, slope = others, others
-    if upstream.lse is not None:
-        others = others + upstream.lse
-    if upstream.mean_logprob is not None:
-        others = others - upstream.mean_logprob
-        constant = upstream.mean_logprob / head.shard.num_total
-    linear = others - upstream.logprobs
-    if upstream.entropy is not None:
-        slope, entropy = upstream.entropy, statistics.entropy
-        linear = linear - slope * entropy
-        others = others - slope * (target_logp.clamp(min=FLOOR) + entropy)
-    at_target = others * target_logp.exp() - upstream.logprobs * target_logp.expm1() + constant
-    if head.softcap is not None:
-        capped = statistics.target_logit * (head.temperature / head.softcap)
-        at_target = at_target * (1 - capped.square())
-    dz = torch.stack([linear, slope, constant, at_target]) / head.temperature
-    values = torch.cat([torch.stack([statistics.max_logit, statistics.log_sum]), dz])
-    return Coefficients(values, upstream.entropy is not None, upstream.mean_logprob is not None)
-
-
-class _LogitGradients(NamedTuple):
-    """dz = row_scale[:, None] * matrix of a chunk: (r, V) and (r,), or None where it is 1."""
-
-    matrix: Tensor
-    row_scale: Tensor | None
-
-
-def _in_one_pass(
-    problem: Problem,
-    rows: slice,
-    targets: Tensor,
-    upstream_of: UpstreamOf,
-    wanted: Wanted,
-    storage: Storage,
-) -> tuple[RowStatistics, _LogitGradients]:
-    """Exponentials relative to the target's logit; only the target's entry is touched again."""
-    packed = launch.exponentials(problem, rows, targets, wanted.entropy, storage)
-    part = merge(packed, problem.head)
-    coefficients = row_coefficients(problem.head, part, upstream_of(part, rows))
-    _, log_sum, linear, _, _, at_target = coefficients.values.unbind()
-    # Of a row in which all but the target's entry vanish, they come out as this much of that entry.
-    least = at_target * 2.0**-24
-    linear = torch.where(linear.abs() < least.abs(), least, linear)
-    scale = linear * (-log_sum).exp()
-    entry = torch.where(scale == 0, 0.0, at_target / scale)
-    launch.set_targets(problem, rows, entry, storage.exponentials)
-    return part, _LogitGradients(storage.exponentials, scale)
-
-
-def _in_two_passes(
-    problem: Problem,
-    rows: slice,
-    targets: Tensor,
-    upstream_of: UpstreamOf,
-    wanted: Wanted,
-    storage: Storage,
-) -> tuple[RowStatistics, _LogitGradients]:
-    """Exponentials relative to the largest logit so far, then dz in their place."""
-    packed = launch.statistics(problem, rows, targets, wanted, storage=storage)
-    part = merge(packed, problem.head)
-    coefficients = row_coefficients(problem.head, part, upstream_of(part, rows))
-    launch.stored_gradients(problem, rows, coefficients, storage)
-    return part, _LogitGradients(storage.exponentials, None)
-
-
-class _Sums:
-    """Gradients made chunk by chunk of `step` rows, in the dtype that they are kept in."""
-
-    def __init__(self, problem: Problem, needs: Sequence[bool], step: int) -> None:
-        self.problem = problem
-        self.dtype = kept_dtype(problem.hidden.dtype)
-        self.hidden, self.weight, self.bias = no_gradients(problem.head, needs)
-        self.hidden = self.hidden.to(self.dtype)
-        if step >= problem.num_rows:
-            # One product, which sums in the compute dtype, and one rounding.
-            self.weight = self.weight.new_empty(self.weight.shape, dtype=self.dtype)
-
-    def add(self, rows: slice, dz: _LogitGradients) -> None:
-        """The products of one chunk."""
-        problem, (matrix, scale) = self.problem, dz
-        hidden, accumulate = problem.hidden[rows], rows.start > 0
-        if self.hidden.numel():
-            product = problem.empty(matrix.shape[0], hidden.shape[1])
-            _product(matrix, problem.weight, product)
-            if scale is not None:
-                product *= scale[:, None]
-            self.hidden.index_copy_(0, problem.head.rows[rows], product.to(self.dtype))
-        if self.weight.numel():
-            if scale is not None:
-                hidden = (hidden * scale[:, None]).to(hidden.dtype)
-            _product(matrix.t(), hidden, self.weight, accumulate)
-        if self.bias.numel():
-            if scale is None:
-                self.bias += matrix.sum(dim=0, dtype=self.bias.dtype)
-            else:
-                part = self.bias.new_empty(self.bias.shape[0], 1)
-                _product(matrix.t(), scale[:, None].to(matrix.dtype), part)
-                self.bias += part.squeeze(1)
-
-    def result(self) -> ThreeGradients:
-        """In the dtype that they are kept in."""
-        return self.hidden, self.weight.to(self.dtype), self.bias.to(self.dtype)
+                    launch_backward.scale_(gradient, factor)
 
 
 def _chunk_rows(hidden: Tensor, weight: Tensor, workspace_bytes: int | None, num_rows: int) -> int:
@@ -361,13 +247,13 @@ def _recompute(
             if live is not None:
                 tiles = slice(columns.start // SKIP_COLUMNS, -(-columns.stop // SKIP_COLUMNS))
                 blocks = live[: -(-problem.num_rows // SKIP_ROWS), tiles].contiguous()
-            launch.logit_gradients(problem, columns, coefficients, blocks, dz)
+            launch_backward.logit_gradients(problem, columns, coefficients, blocks, dz)
             if entries is not None:
                 set_entries_(dz, entries, slice(None), columns.start)
             if needs[0]:
-                _product(dz, problem.weight[columns], sums, accumulate=columns.start > 0)
+                product_into(dz, problem.weight[columns], sums, accumulate=columns.start > 0)
             if needs[1]:
-                _product(dz.t(), problem.hidden, d_weight[columns])
+                product_into(dz.t(), problem.hidden, d_weight[columns])
             if needs_bias:
                 d_bias[columns] = dz.sum(dim=0, dtype=head.dtype)
     if not needs[0]:
@@ -384,49 +270,3 @@ def _column_chunks(problem: Problem) -> Iterator[slice]:
     step = -(-step // SKIP_COLUMNS) * SKIP_COLUMNS
     for start in range(0, problem.num_columns, step):
         yield slice(start, min(start + step, problem.num_columns))
-
-
-def _product(left: Tensor, right: Tensor, result: Tensor, accumulate: bool = False) -> None:
-    """result = or += left @ right, summed in the compute dtype, rounded once to result's."""
-    if left.dtype == result.dtype and (left.is_cuda or left.dtype.itemsize > 2):
-        if accumulate:
-            torch.addmm(result, left, right, out=result)
-        else:
-            torch.mm(left, right, out=result)
-    elif left.is_cuda:
-        # 16-bit factors, float32 result.
-        if not accumulate:
-            torch.mm(left, right, out_dtype=result.dtype, out=result)
-        elif adds_mixed(left.device, left.dtype):
-            torch.addmm(result, left, right, out_dtype=result.dtype, out=result)
-        else:
-            add_by_slabs(left, right, result)
-    else:
-        # The CPU, and so the interpreter, has neither 16-bit products of one rounding nor mixed.
-        product = left.float() @ right.float()
-        result.copy_(result + product if accumulate else product)
-
-
-def add_by_slabs(left: Tensor, right: Tensor, result: Tensor) -> None:
-    """result += left @ right with a product of _ADDED_ROWS rows at a time."""
-    for start in range(0, result.shape[0], _ADDED_ROWS):
-        some = slice(start, start + _ADDED_ROWS)
-        if left.dtype == result.dtype:
-            result[some] += torch.mm(left[some], right)
-        else:
-            result[some] += torch.mm(left[some], right, out_dtype=result.dtype)
-
-
-@functools.cache
-def adds_mixed(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch.addmm adds a product of 16-bit factors to a float32 sum in place.
-
-    Tried, since neither torch's version nor the chip tells; without it a sum is made of products
-    of _ADDED_ROWS rows, which costs one more pass over it.
-    """
-    left, total = torch.ones(16, 16, device=device, dtype=dtype), torch.ones(16, 16, device=device)
-    try:
-        torch.addmm(total, left, left, out_dtype=torch.float32, out=total)
-    except (RuntimeError, TypeError):
-        return False
-    return bool((total == 17).all())

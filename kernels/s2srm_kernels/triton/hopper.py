@@ -13,8 +13,8 @@ It has not run on a GPU: S2SRM_HOPPER=1 in the environment chooses it, until row
 stand in benchmarks/results. Left out, and computed by `statistics_kernel` (see `serves`): bias,
 softcap, temperature, MEAN, TILE_LSE, exponentials without FIXED or with ENTROPY, operands that fit
 no descriptor, a V that is no multiple of 128. Left out altogether: clusters, which would share the
-copies of two programs. A tile
-of 128 x 128 asks for 64 bytes a cycle of the L2 cache where one of 128 x 256 asks for 48.
+copies of two programs. A tile of 128 x 128 asks for 64 bytes a cycle of the L2 cache where one of
+128 x 256 asks for 48.
 """
 
 # A kernel is written in Gluon's language, which a checker of Python does not know.

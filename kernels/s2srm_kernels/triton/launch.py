@@ -11,38 +11,23 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, SKIP_ROWS, Wanted
+from s2srm_kernels.lm_head.engine import SKIP_COLUMNS, Wanted
 from s2srm_kernels.triton import configs
-from s2srm_kernels.triton.backward import (
-    logit_gradients_kernel,
-    scale_kernel,
-    set_targets_kernel,
-    stored_gradients_kernel,
-)
 from s2srm_kernels.triton.configs import Tile
-from s2srm_kernels.triton.forward import (
-    add_kernel,
-    merge_kernel,
-    statistics_kernel,
-    target_logits_kernel,
-)
-from s2srm_kernels.triton.problem import OPTIONS, Problem, programs_on
+from s2srm_kernels.triton.forward import statistics_kernel, target_logits_kernel
+from s2srm_kernels.triton.merge import add_kernel, merge_kernel
+from s2srm_kernels.triton.problem import OPTIONS, Problem, start
 
 # Pieces of the tile of targets: a bit is the same in any number of them.
 TARGET_PARTS = 4
 MERGE_ROWS = 32
 MERGE_WARPS = 1
 ADD_WARPS = 4
-STORED_ROWS = 16
-STORED_WARPS = 4
-SET_ROWS = 256
-SCALE_BLOCK = 8192
-SCALE_WARPS = 8
 PARTIAL_FIELDS = 6
 PACKED_FIELDS = 7
 # A row whose sum relative to its target's logit is larger than e^40 is made again: up to there
@@ -96,7 +81,7 @@ def target_logits(problem: Problem, columns: Tensor | None = None) -> Tensor:
     tile = problem.tile("statistics", descriptors=False)
     operands = problem.operands(tile, slice(None), slice(None), pointers=True)
     grid = (-(-problem.num_rows // tile.block_m), -(-tile.block_m // tile.block_n))
-    _start(
+    start(
         target_logits_kernel,
         grid,
         columns=problem.columns if columns is None else columns,
@@ -130,7 +115,7 @@ def statistics(
         active = all_active(problem, tile, num_rows)
     partial = _partial(problem, rows, targets, targets, tile, active, storage, tile_lse, fields)
     packed = problem.empty(num_rows, PACKED_FIELDS)
-    _start(
+    start(
         merge_kernel,
         (-(-num_rows // MERGE_ROWS),),
         partial,
@@ -181,7 +166,7 @@ def exponentials(
             *(problem, rows, targets, storage.references, tile, active, storage, None, fields),
             partial,
         )
-        _start(
+        start(
             add_kernel,
             (-(-num_rows // tile.block_m),),
             partial,
@@ -254,7 +239,7 @@ def _partial(
             return partial
     holds_target = _holds_target(problem, rows, tile, num_row_blocks)
     schedule = problem.schedule(tile, num_columns)
-    _start(
+    start(
         statistics_kernel,
         (min(num_row_blocks * num_splits, schedule["NUM_PROGRAMS"]),),
         columns=problem.columns[rows],
@@ -301,120 +286,3 @@ def _holds_target(problem: Problem, rows: slice, tile: Tile, num_row_blocks: int
     bits = 2 ** torch.arange(tile.parts, dtype=torch.int32, device=columns.device)
     holds = holds[:size].view(num_row_blocks, num_tiles, tile.parts) * bits
     return holds.sum(dim=2, dtype=torch.int32)
-
-
-class Coefficients(NamedTuple):
-    """values (6, r) of the rows' dz (see backward), and which terms there are."""
-
-    values: Tensor
-    has_entropy: bool
-    has_constant: bool
-
-    def arguments(self, problem: Problem) -> dict[str, Any]:
-        """What both kernels of the logits' gradients share."""
-        head = problem.head
-        return {
-            "coefficients": self.values,
-            "softcap": 1.0 if head.softcap is None else head.softcap,
-            "temperature": head.temperature,
-            "ACCUMULATOR": problem.accumulator,
-            "CAPPED": head.softcap is not None,
-            "HAS_ENTROPY": self.has_entropy,
-            "HAS_CONSTANT": self.has_constant,
-        }
-
-
-def logit_gradients(
-    problem: Problem,
-    columns: slice,
-    coefficients: Coefficients,
-    live: Tensor | None,
-    gradients: Tensor,
-) -> None:
-    """Fill gradients (R, C) of a slice of the columns, with zeros where `live` is False."""
-    tile = problem.tile("gradients")
-    num_rows, num_columns = gradients.shape
-    num_row_blocks = -(-num_rows // tile.block_m)
-    num_column_blocks = -(-num_columns // tile.block_n)
-    schedule = problem.schedule(tile, num_columns)
-    blocks = problem.columns if live is None else live.to(torch.int8)
-    grid = (min(num_row_blocks * num_column_blocks, schedule["NUM_PROGRAMS"]),)
-    _start(
-        logit_gradients_kernel,
-        grid,
-        columns=problem.columns,
-        live_blocks=blocks,
-        gradients=problem.target(gradients, tile),
-        num_columns=num_columns,
-        first_column_id=columns.start,
-        num_row_blocks=num_row_blocks,
-        num_column_blocks=num_column_blocks,
-        live_stride=blocks.stride(0),
-        gradients_stride=gradients.stride(0),
-        HAS_LIVE=live is not None,
-        SKIP_ROWS=SKIP_ROWS,
-        SKIP_COLUMNS=SKIP_COLUMNS,
-        **schedule,
-        **(problem.operands(tile, slice(None), columns) | coefficients.arguments(problem)),
-    )
-
-
-def stored_gradients(
-    problem: Problem, rows: slice, coefficients: Coefficients, storage: Storage
-) -> None:
-    """Turn the stored exponentials of a slice of the rows into the gradients of their logits."""
-    num_rows, num_columns = storage.exponentials.shape
-    grid = (-(-num_rows // STORED_ROWS), storage.references.shape[0])
-    _start(
-        stored_gradients_kernel,
-        grid,
-        stored=storage.exponentials,
-        references=storage.references,
-        columns=problem.columns[rows],
-        num_rows=num_rows,
-        num_columns=num_columns,
-        stored_stride=storage.exponentials.stride(0),
-        LOG_STORE_SCALE=math.log(storage.scale),
-        BLOCK_R=STORED_ROWS,
-        WIDTH=storage.tile.block_n,
-        num_warps=STORED_WARPS,
-        **coefficients.arguments(problem),
-        **OPTIONS,
-    )
-
-
-def set_targets(problem: Problem, rows: slice, values: Tensor, matrix: Tensor) -> None:
-    """matrix[i, target of i] = values[i] of a slice of the rows."""
-    num_rows = values.shape[0]
-    _start(
-        set_targets_kernel,
-        (-(-num_rows // SET_ROWS),),
-        matrix,
-        problem.columns[rows],
-        values,
-        num_rows,
-        matrix.stride(0),
-        BLOCK_R=SET_ROWS,
-        num_warps=4,
-        **OPTIONS,
-    )
-
-
-def scale_(gradient: Tensor, factor: Tensor) -> None:
-    """gradient *= factor, 0-d of the compute dtype; it is neither read nor written if that is 1."""
-    size, programs = gradient.numel(), 8 * programs_on(gradient.device)
-    _start(
-        scale_kernel,
-        (min(programs, -(-size // SCALE_BLOCK)),),
-        gradient,
-        factor,
-        size,
-        BLOCK=SCALE_BLOCK,
-        NUM_PROGRAMS=programs,
-        num_warps=SCALE_WARPS,
-        **OPTIONS,
-    )
-
-
-def _start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    kernel[grid](*arguments, **options)

@@ -154,3 +154,8 @@ def programs_on(device: torch.device) -> int:
     if device.type == "cpu":
         return 3
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launch a kernel."""
+    kernel[grid](*arguments, **options)

@@ -9,7 +9,7 @@ from s2srm_kernels import linear_cross_entropy, linear_ppo_loss
 from s2srm_kernels.lm_head.engine import Upstream, Wanted
 from s2srm_kernels.lm_head.head import Head
 from s2srm_kernels.lm_head.statistics import merge
-from s2srm_kernels.triton import engine, launch
+from s2srm_kernels.triton import engine, launch_backward, products
 from tests.kernels import naive
 from tests.kernels.interpreted.helpers import (
     HEADS,
@@ -34,8 +34,8 @@ def in_float64(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_second_pass(monkeypatch):
     """Nothing here may fall back to the pass over the stored exponentials or the four products."""
-    monkeypatch.setattr(launch, "stored_gradients", None)
-    monkeypatch.setattr(launch, "logit_gradients", None)
+    monkeypatch.setattr(launch_backward, "stored_gradients", None)
+    monkeypatch.setattr(launch_backward, "logit_gradients", None)
 
 
 def made(head, upstream, wanted=LEAST, needs=NEEDS, workspace=None):
@@ -248,9 +248,9 @@ def test_the_factor_of_backward(value):
 def test_a_factor_of_one_writes_nothing():
     gradient = torch.tensor([1.0, math.nan, 3.0]).bfloat16()
     before = gradient.clone().view(torch.int16)
-    launch.scale_(gradient, torch.tensor(1.0))
+    launch_backward.scale_(gradient, torch.tensor(1.0))
     assert torch.equal(gradient.view(torch.int16), before)
-    launch.scale_(gradient, torch.tensor(2.0))
+    launch_backward.scale_(gradient, torch.tensor(2.0))
     assert gradient[0] == 2 and gradient[1].isnan() and gradient[2] == 6
 
 
@@ -259,14 +259,14 @@ def test_a_sum_where_no_product_can_be_added(monkeypatch):
     g = torch.Generator().manual_seed(0)
     left, right, total = (torch.randn(*shape, generator=g) for shape in ((50, 8), (8, 9), (50, 9)))
     whole = total + left @ right
-    monkeypatch.setattr(engine, "_ADDED_ROWS", 16)
-    engine.add_by_slabs(left, right, total)
+    monkeypatch.setattr(products, "_ADDED_ROWS", 16)
+    products.add_by_slabs(left, right, total)
     assert_close(total, whole, 1e-6)
 
     def refuse(*_, **__):
         raise RuntimeError("out_dtype is not supported")
 
-    engine.adds_mixed.cache_clear()
+    products.adds_mixed.cache_clear()
     monkeypatch.setattr(torch, "addmm", refuse)
-    assert not engine.adds_mixed(torch.device("cpu"), torch.bfloat16)
-    engine.adds_mixed.cache_clear()
+    assert not products.adds_mixed(torch.device("cpu"), torch.bfloat16)
+    products.adds_mixed.cache_clear()
