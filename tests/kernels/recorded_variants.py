@@ -14,7 +14,9 @@ from s2srm_kernels.triton import backward, forward, hopper, merge, sample
 
 def _kernels():
     """The kernels of the modules that the engine launches from, by name."""
-    found = [x for module in (forward, backward, hopper, sample) for x in vars(module).values()]
+    found = [
+        x for module in (forward, backward, hopper, merge, sample) for x in vars(module).values()
+    ]
     names = {x.__name__ for x in found if isinstance(x, JITFunction)}
     return sorted(name for name in names if name.endswith("_kernel"))
 
