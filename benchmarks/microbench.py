@@ -64,7 +64,7 @@ def time_vocabulary(benchmark: Any, op: str, shape: Shape, mode: str, name: str)
     benchmark.group = f"{op}, {mode}, {shape.name}"
     problem = _problem(shape)
     if name == "products":
-        _time(benchmark, products(problem, num_products(op, mode)))
+        time_call(benchmark, products(problem, num_products(op, mode)))
         return
     (provider,) = providers_named([name])
     backward = mode == BOTH
@@ -73,7 +73,7 @@ def time_vocabulary(benchmark: Any, op: str, shape: Shape, mode: str, name: str)
         pytest.skip(reason)
     _check(provider, op, shape, backward)
     run = provider.build(op, problem)
-    _time(benchmark, lambda: outputs_and_gradients(run, problem, backward, checked=False))
+    time_call(benchmark, lambda: outputs_and_gradients(run, problem, backward, checked=False))
 
 
 def time_sequences(benchmark: Any, op: str, shape: SequenceShape, name: str) -> None:
@@ -81,7 +81,7 @@ def time_sequences(benchmark: Any, op: str, shape: SequenceShape, name: str) -> 
     benchmark.group = f"{op}, {shape.name}"
     problem = _sequences(shape)
     if name == "copy":
-        _time(benchmark, copy(op, problem))
+        time_call(benchmark, copy(op, problem))
         return
     (provider,) = (p for p in SEQUENCE_PROVIDERS if p.name == name)
     reason = provider.refuses(op, problem)
@@ -93,7 +93,7 @@ def time_sequences(benchmark: Any, op: str, shape: SequenceShape, name: str) -> 
     made = provider.packed(made, problem) if isinstance(provider, TorchPadded) else made
     errors = [checking.relative_error(m, e) for m, e in zip(made, exact, strict=True)]
     assert max(errors) < 1e-6, errors
-    _time(benchmark, run)
+    time_call(benchmark, run)
 
 
 def _check(provider: Provider, op: str, shape: Shape, backward: bool) -> None:
@@ -104,7 +104,9 @@ def _check(provider: Provider, op: str, shape: Shape, backward: bool) -> None:
     assert checking.within(errors, truth, DTYPE), (errors, truth.eager_errors)
 
 
-def _time(benchmark: Any, function: Callable[[], object]) -> None:
+def time_call(benchmark: Any, function: Callable[[], object]) -> None:
+    """Time function(), to the end of its work on a GPU."""
+
     def finished() -> None:
         function()
         if ON_GPU:

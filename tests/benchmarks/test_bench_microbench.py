@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import microbench
+from benchmarks.bench_linear_sample import DecodeShape, bench_linear_sample
 from benchmarks.definitions import VOCABULARY_OPS
 from benchmarks.microbench import time_sequences, time_vocabulary
 from benchmarks.providers.sequences import SEQUENCE_OPS
@@ -75,3 +76,10 @@ def test_what_is_not_available_is_skipped():
         time_vocabulary(
             Benchmark(), "linear_logprobs", Shape("tiny", 70, 8, 90), "forward", "s2srm-triton"
         )
+
+
+@pytest.mark.parametrize("side", ["logits", "torch-multinomial", "s2srm-cpp", "s2srm-reference"])
+def test_linear_sample(side):
+    benchmark = Benchmark()
+    bench_linear_sample(benchmark, DecodeShape("tiny", 3, 8, 50), side)
+    assert benchmark.group == "linear_sample, tiny" and benchmark.rounds
