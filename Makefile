@@ -29,7 +29,7 @@ build: venv
 
 # One thread a process: the tests' matrices are tiny, and torchrun starts two processes more.
 test: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Microbenchmarks on this machine's device; python -m benchmarks.compare has the peers.
 bench: build

@@ -8,6 +8,13 @@ import pytest
 import torch.distributed as dist
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the last of them would keep one of two processes waiting."""
+    marks = ("slow", "distributed")
+    slow = {item.path for item in items if any(item.get_closest_marker(mark) for mark in marks)}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_process_group_outlives_its_module() -> Iterator[None]:
     """One process runs many modules, and a group that is open decides what its rank is."""
